@@ -1,0 +1,1 @@
+"""The simulated plant: GPU, engine, vLLM-compatible server, workloads and the demo."""
