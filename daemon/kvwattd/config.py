@@ -83,7 +83,7 @@ def _base_url(value: str) -> str:
 def _name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise ValueError(
-            "Input should be 1 to 63 letters, digits, '_', '.' or '-', the first a letter or digit"
+            "Input should be 1 to 63 letters, digits or any of '_.-', the first a letter or digit"
         )
     return value
 

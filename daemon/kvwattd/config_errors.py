@@ -42,7 +42,7 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
 
 
 def problems_from(error: ValidationError, root: type[BaseModel]) -> list[ConfigProblem]:
-    """Translate pydantic's errors; those of a container that only follow from an item's error are left out."""
+    """Translate pydantic's errors, leaving out those of a container that only follow from its items'."""
     items = error.errors()
     loci = [item["loc"] for item in items]
     return [

@@ -1,0 +1,75 @@
+"""What the API asks of the daemon. The loop implements it; tests use a fake that enforces its rules.
+
+All methods are called on the daemon's event loop, return at once and never wait for I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from kvwattd.api.schemas import (
+    DecisionView,
+    HealthView,
+    InstanceView,
+    ModelView,
+    ModeView,
+    OverrideRequest,
+    OverrideView,
+    ReadyView,
+    SloView,
+    StatusView,
+)
+
+
+class UnknownInstance(Exception):  # noqa: N818 (a fact about the request, not a fault of the program)
+    """No instance has this name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = tuple(known)
+        super().__init__(f"unknown instance {name!r}; known: {', '.join(self.known) or 'none'}")
+
+
+class Rejected(Exception):  # noqa: N818 (see above)
+    """A well-formed request that the daemon refuses."""
+
+    def __init__(self, reason: str, accepted: str, field: str | None = None, value: object = None) -> None:
+        self.reason = reason
+        self.accepted = accepted
+        self.field = field
+        self.value = value
+        super().__init__(f"{reason}; accepted: {accepted}")
+
+
+class ControlPlane(Protocol):
+    """The daemon as seen from outside. Methods that take an instance raise UnknownInstance."""
+
+    def status(self) -> StatusView: ...
+
+    def instances(self) -> list[InstanceView]: ...
+
+    def decisions(self, instance: str | None, limit: int) -> list[DecisionView]:
+        """The newest `limit` decisions, newest first, of one instance or of all."""
+
+    def slos(self) -> dict[str, SloView]: ...
+
+    def set_slo(self, instance: str, slo: SloView) -> SloView:
+        """Replace the promises of one instance. Raises Rejected when nothing is promised."""
+
+    def mode(self) -> ModeView: ...
+
+    def set_mode(self, mode: ModeView) -> ModeView:
+        """Raises Rejected when the mode cannot be entered, such as active without a guard."""
+
+    def set_override(self, instance: str, request: OverrideRequest) -> OverrideView:
+        """Hold a clock for a limited time. Raises Rejected for a clock the GPUs do not support."""
+
+    def clear_override(self, instance: str) -> None:
+        """Back to automatic; no effect when there is no override."""
+
+    def model(self, instance: str) -> ModelView: ...
+
+    def healthy(self) -> HealthView: ...
+
+    def ready(self) -> ReadyView: ...
