@@ -64,6 +64,7 @@ class GpuSpec:
     max_cap_w: float
     power_cap_w: float | None = None
     switch_latency_s: float = 0.05
+    idle_after_s: float = 0.5  # the driver holds the load clock this long after the last work
     energy_update_s: float = 0.05
     mig: bool = False
     persistence: bool = True
@@ -119,7 +120,13 @@ class GpuSpec:
             raise ValueError(
                 f"power_cap_w = {self.cap_w}: {self.min_cap_w} to {self.max_cap_w} W is accepted"
             )
-        for key in ("switch_latency_s", "energy_update_s", "thermal_tau_s", "thermal_c_per_w"):
+        for key in (
+            "switch_latency_s",
+            "idle_after_s",
+            "energy_update_s",
+            "thermal_tau_s",
+            "thermal_c_per_w",
+        ):
             value = float(getattr(self, key))
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{key} = {value}: a finite number >= 0 is needed")
