@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kvwatt.state import Binding, Decision, Forecast, Metric, Slo, SloTarget
 from kvwattd.config import Megahertz, Mode, Quantile, Seconds
+from kvwattd.regime import Regime
 
 OVERRIDE_MAX_S = 3600.0
-RegimeName = Literal["starting", "learning", "shadow", "active", "failsafe", "override"]
+
 GuardState = Literal["connected", "disconnected", "unused"]
 ModelState = Literal["ready", "missing", "learning", "refused"]
 ESTIMATE_BASELINE = "driver default clocks, from the energy model"
@@ -173,7 +174,7 @@ class DecisionView(View):
 
     instance: str
     decided_unix_s: float
-    regime: RegimeName
+    regime: Regime
     clock_mhz: int | None
     applied: bool = Field(description="false in shadow mode and when protection had the last word")
     binding: Binding
@@ -186,7 +187,7 @@ class DecisionView(View):
 
     @classmethod
     def of(
-        cls, instance: str, decision: Decision, *, decided_unix_s: float, regime: RegimeName, applied: bool
+        cls, instance: str, decision: Decision, *, decided_unix_s: float, regime: Regime, applied: bool
     ) -> Self:
         return cls(
             instance=instance,
@@ -228,7 +229,7 @@ class InstanceView(View):
     url: str
     tp: int = 1
     model_name: str | None = None
-    regime: RegimeName
+    regime: Regime
     regime_reason: str = ""
     mode: Mode
     clock_target_mhz: int | None = Field(None, description="null is driver default")

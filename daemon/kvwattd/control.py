@@ -1,0 +1,135 @@
+"""The daemon as REST sees it: answers from the runtime state, changes checked before they are taken."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib.metadata import version
+
+from kvwatt.state import Slo
+from kvwattd import views
+from kvwattd.api.ports import Rejected, UnknownInstance
+from kvwattd.api.schemas import (
+    BuildView,
+    DecisionView,
+    HealthView,
+    InstanceView,
+    ModelView,
+    ModeView,
+    OverrideRequest,
+    OverrideView,
+    ReadyView,
+    SloView,
+    StatusView,
+)
+from kvwattd.config import Mode
+from kvwattd.instance import InstanceRuntime, Override
+from kvwattd.loop import Daemon
+from kvwattd.regime import Regime
+
+HEALTHY_TICK_AGE_S = 2.0
+READY_REGIMES = frozenset({Regime.SHADOW, Regime.ACTIVE, Regime.OVERRIDE, Regime.OFF})
+
+
+class Control:
+    """Implements api.ports.ControlPlane over a running Daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._unix_offset_s = time.time() - daemon.now()
+        self._build = BuildView(version=version("kvwatt"), python=platform.python_version())
+
+    def _unix(self, monotonic_s: float) -> float:
+        return monotonic_s + self._unix_offset_s
+
+    def _run(self, name: str) -> InstanceRuntime:
+        run = self._daemon.runs.get(name)
+        if run is None:
+            raise UnknownInstance(name, self._daemon.runs)
+        return run
+
+    def status(self) -> StatusView:
+        d = self._daemon
+        now_s = d.now()
+        return StatusView(
+            build=self._build,
+            mode=d.mode,
+            uptime_s=now_s - d.started_s,
+            ticks_total=d.ticks,
+            ticks_skipped_total=d.ticks_skipped,
+            decision_duration=views.duration_view(d.durations),
+            guard=views.guard_view(d.link, d.mode is Mode.ACTIVE, now_s),
+            instances=self.instances(),
+        )
+
+    def instances(self) -> list[InstanceView]:
+        d = self._daemon
+        now_s = d.now()
+        return [
+            views.instance_view(run, d.mode, now_s, self._unix, self.model(name))
+            for name, run in d.runs.items()
+        ]
+
+    def decisions(self, instance: str | None, limit: int) -> list[DecisionView]:
+        runs = [self._run(instance)] if instance is not None else list(self._daemon.runs.values())
+        found = [(r.decision.decided_s, run.name, r) for run in runs for r in run.decisions]
+        found.sort(key=lambda row: row[0], reverse=True)
+        return [views.decision_view(name, recorded, self._unix) for _, name, recorded in found[:limit]]
+
+    def slos(self) -> dict[str, SloView]:
+        return {name: SloView.of(run.slo) for name, run in self._daemon.runs.items()}
+
+    def set_slo(self, instance: str, slo: SloView) -> SloView:
+        run, wanted = self._run(instance), slo.slo()
+        if wanted == Slo():
+            raise Rejected(
+                "nothing is promised", "at least one of ttft, tbt, e2e", "slo", slo.model_dump_json()
+            )
+        run.slo = wanted
+        return SloView.of(run.slo)
+
+    def mode(self) -> ModeView:
+        return ModeView(mode=self._daemon.mode)
+
+    def set_mode(self, mode: ModeView) -> ModeView:
+        self._daemon.set_mode(mode.mode)
+        return self.mode()
+
+    def set_override(self, instance: str, request: OverrideRequest) -> OverrideView:
+        run, clock = self._run(instance), request.clock_mhz
+        if self._daemon.mode is not Mode.ACTIVE:
+            raise Rejected("an override writes clocks", "mode active", "mode", self._daemon.mode)
+        permitted = self._daemon.permitted_clocks(run)
+        if clock is not None and clock not in permitted:
+            told = (
+                f"one of {permitted[0]} to {permitted[-1]} MHz"
+                if permitted
+                else "no clock: GPUs not read yet"
+            )
+            nearest = min(permitted, key=lambda c: abs(c - clock), default=None)
+            hint = f" (nearest {nearest})" if nearest is not None else ""
+            raise Rejected("not a clock these GPUs support within bounds", told + hint, "clock_mhz", clock)
+        now_s = self._daemon.now()
+        run.override = Override(clock, now_s + request.duration_s)
+        return OverrideView(instance=instance, clock_mhz=clock, left_s=request.duration_s)
+
+    def clear_override(self, instance: str) -> None:
+        self._run(instance).override = None
+
+    def model(self, instance: str) -> ModelView:
+        return self._daemon.models.view(self._run(instance))
+
+    def healthy(self) -> HealthView:
+        age_s = self._daemon.tick_age_s()
+        if age_s is None:
+            return HealthView(ok=True, reason="starting")
+        ok = age_s <= HEALTHY_TICK_AGE_S
+        return HealthView(ok=ok, last_tick_age_s=age_s, reason="" if ok else "the loop does not tick")
+
+    def ready(self) -> ReadyView:
+        reasons = [
+            f"{name}: {run.regime}: {run.standing.reason}"
+            for name, run in self._daemon.runs.items()
+            if run.regime not in READY_REGIMES
+        ]
+        return ReadyView(ready=not reasons, reasons=reasons)

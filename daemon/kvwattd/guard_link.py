@@ -1,0 +1,178 @@
+"""The daemon's side of the guard: one task that keeps the lease and applies the latest wishes.
+
+Wishes are values and the latest wins: the tick writes them, this task applies them, and neither waits
+for the other. The lease is renewed only while the tick makes progress, so a stalled loop loses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from kvwattd.guard.client import GuardClient
+from kvwattd.guard.protocol import Code, GuardError, GuardHello
+
+log = logging.getLogger(__name__)
+
+RECONNECT_S = 0.5
+# After these the connection says nothing about the future: drop it, and the guard resets everything.
+CONNECTION_LOST = frozenset({Code.UNREACHABLE, Code.TIMEOUT, Code.LEASE_EXPIRED, Code.BUSY, Code.STOPPING})
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What one instance's GPUs should run at; target None is driver default."""
+
+    uuids: tuple[str, ...]
+    floor_mhz: int
+    target_mhz: int | None
+
+
+class Outcome(Protocol):
+    """Who is told how a wish ended."""
+
+    def on_applied(self, clock_mhz: int | None, now_s: float) -> None: ...
+    def on_actuation_error(self, reason: str, now_s: float) -> None: ...
+
+
+class GuardLink:
+    """Connection to the guard; `run()` until cancelled."""
+
+    def __init__(
+        self, socket: Path, timeout_s: float, now: Callable[[], float], alive: Callable[[], bool]
+    ) -> None:
+        self._socket = socket
+        self._timeout_s = timeout_s
+        self._now = now
+        self._alive = alive
+        self._client: GuardClient | None = None
+        self._wishes: dict[str, tuple[Wish, Outcome]] = {}
+        self._applied: dict[str, Wish] = {}
+        self._changed = asyncio.Event()
+        self._needed = False
+        self.hello: GuardHello | None = None
+        self.errors = 0
+        self.last_error: str | None = "not connected yet"
+        self.renewed_s: float | None = None
+
+    @property
+    def fault(self) -> str | None:
+        """Why the guard cannot be used; None while connected."""
+        return None if self._client is not None else f"guard: {self.last_error}"
+
+    def need(self, needed: bool) -> None:
+        """Whether clocks may be written at all; without need the link is closed and everything reset."""
+        if needed != self._needed:
+            self._needed = needed
+            self._changed.set()
+
+    def wish(self, name: str, wish: Wish, outcome: Outcome) -> None:
+        """Replace an instance's wish."""
+        old = self._wishes.get(name)
+        self._wishes[name] = (wish, outcome)
+        if old is None or old[0] != wish:
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Apply wishes as they change and keep the lease alive."""
+        try:
+            while True:
+                await self._round()
+        finally:
+            await self.close()
+
+    async def _round(self) -> None:
+        if not self._needed:
+            if self._client is not None:
+                log.info("guard: released")
+            await self.close("not needed in this mode")
+            await self._changed.wait()
+            self._changed.clear()
+            return
+        try:
+            if self._client is None:
+                await self._connect()
+            self._changed.clear()
+            await self._apply()
+            await self._renew()
+        except GuardError as error:
+            await self._lost(error)
+            await asyncio.sleep(RECONNECT_S)
+            return
+        try:
+            await asyncio.wait_for(self._changed.wait(), self._pause_s())
+        except TimeoutError:
+            return
+
+    def _pause_s(self) -> float:
+        return self.hello.lease_s / 4 if self.hello is not None else RECONNECT_S
+
+    async def _connect(self) -> None:
+        client = GuardClient(self._socket, self._timeout_s)
+        try:
+            self.hello = await client.connect()
+        except GuardError:
+            await client.close()
+            raise
+        self._client, self.last_error = client, None
+        self.renewed_s = self._now()
+        log.info("guard: connected, lease %.1f s, GPUs %s", self.hello.lease_s, ", ".join(self.hello.gpus))
+
+    async def _apply(self) -> None:
+        for name, (wish, outcome) in list(self._wishes.items()):
+            held = self._applied.get(name)
+            if held == wish or (held is None and wish.target_mhz is None):
+                continue
+            try:
+                await self._send(wish)
+            except GuardError as error:
+                self._applied.pop(name, None)
+                outcome.on_actuation_error(f"guard: {error}", self._now())
+                if error.code in CONNECTION_LOST:
+                    raise
+                self._count(error)
+                continue
+            self._applied[name] = wish
+            outcome.on_applied(wish.target_mhz, self._now())
+
+    async def _send(self, wish: Wish) -> None:
+        client = self._client
+        if client is None:
+            raise GuardError(Code.UNREACHABLE, "not connected")
+        if wish.target_mhz is None:
+            await client.reset(wish.uuids)
+        else:
+            await client.set_clocks(wish.uuids, wish.floor_mhz, wish.target_mhz)
+        self.renewed_s = self._now()
+
+    async def _renew(self) -> None:
+        if self._client is None or not self._alive():
+            return
+        await self._client.renew()
+        self.renewed_s = self._now()
+
+    def _count(self, error: GuardError) -> None:
+        self.errors += 1
+        if self.last_error != str(error):
+            log.warning("guard: %s", error)
+        self.last_error = str(error)
+
+    async def _lost(self, error: GuardError) -> None:
+        self._count(error)
+        await self.close(str(error))
+
+    async def close(self, reason: str = "closed") -> None:
+        """Drop the connection; the guard then resets every GPU it set for us."""
+        client, self._client = self._client, None
+        held, self._applied = self._applied, {}
+        self.renewed_s = None
+        self.last_error = reason
+        if client is not None:
+            await client.close()
+        for name in held:
+            if name in self._wishes:
+                self._wishes[name][1].on_applied(None, self._now())

@@ -1,0 +1,244 @@
+"""One instance as the daemon knows it: what was observed, what is trusted, what was decided.
+
+No I/O and no clock reads: the tasks of the loop feed it and pass the time in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+from kvwatt.compiled import CompiledModel
+
+from kvwatt.policy import Applied, Bounds, PolicyParams, decide
+from kvwatt.state import Binding, Decision, EngineShape, EngineState, GpuSample, Slo
+from kvwatt.traffic import aged
+from kvwattd.config import InstanceConfig, Mode
+from kvwattd.durations import Durations
+from kvwattd.observation import Observation
+from kvwattd.regime import DECIDES, Facts, Regime, Standing, advance
+from kvwattd.savings import Savings
+from kvwattd.telemetry.gpu import GpuInfo
+
+log = logging.getLogger(__name__)
+
+RECOVER_S = 1.0  # how long everything must be trusted before control resumes
+ACTUATION_RETRY_S = 5.0  # a GPU that refused a clock is left at default this long
+GPU_STALE_S = 2.0
+DECISIONS_KEPT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A clock by hand until a moment; None holds driver default."""
+
+    clock_mhz: int | None
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A decision as it is shown: with its regime and whether it reached the GPUs."""
+
+    decision: Decision
+    regime: Regime
+    applied: bool
+
+
+@dataclass
+class ModelSlot:
+    """The compiled model of this instance, or why there is none."""
+
+    compiled: CompiledModel | None = None
+    missing: str | None = "no model loaded yet"
+    refused: bool = False
+
+
+@dataclass
+class InstanceRuntime:
+    """State of one instance; methods named on_* take what the tasks observed."""
+
+    config: InstanceConfig
+    slo: Slo
+    params: PolicyParams
+    observation: Observation
+    durations: Durations
+    model: ModelSlot = field(default_factory=ModelSlot)
+    gpus: tuple[GpuInfo, ...] = ()
+    samples: dict[str, GpuSample] = field(default_factory=dict)
+    gpu_fault: str | None = "GPUs not read yet"
+    override: Override | None = None
+    standing: Standing = field(default_factory=lambda: Standing(Regime.STARTING, 0.0, "starting"))
+    applied: Applied = field(default_factory=lambda: Applied(None, 0.0))
+    confirmed_mhz: int | None = None
+    clock_changes: int = 0
+    decisions: deque[Recorded] = field(default_factory=lambda: deque(maxlen=DECISIONS_KEPT))
+    bindings: Counter[Binding] = field(default_factory=Counter)
+    savings: Savings = field(default_factory=Savings)
+    _actuation_fault: tuple[str, float] | None = None
+    _trusted_since_s: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def regime(self) -> Regime:
+        return self.standing.regime
+
+    @property
+    def last(self) -> Decision | None:
+        return self.decisions[-1].decision if self.decisions else None
+
+    def shape(self) -> EngineShape | None:
+        """The engine's fixed properties, known once a page was accepted."""
+        snapshot = self.observation.snapshot
+        if snapshot is None:
+            return None
+        c = self.config
+        return EngineShape(
+            snapshot.block_size, snapshot.num_blocks, c.max_num_seqs, c.max_num_batched_tokens, c.tp
+        )
+
+    def on_gpu(self, samples: Mapping[str, GpuSample], now_s: float) -> None:
+        """New readings of this instance's GPUs."""
+        mine = {info.uuid: samples[info.uuid] for info in self.gpus if info.uuid in samples}
+        if len(mine) < len(self.gpus) or not mine:
+            missing = [info.uuid for info in self.gpus if info.uuid not in mine]
+            self.gpu_fault = f"no reading of {', '.join(missing) or 'any GPU'}"
+            return
+        before, self.samples, self.gpu_fault = self.samples, mine, None
+        if before and self.regime in DECIDES:
+            used_j = sum(mine[u].energy_j - before[u].energy_j for u in mine if u in before)
+            self.savings.observe(used_j, self.last, self.regime is Regime.ACTIVE)
+
+    def on_gpu_error(self, reason: str) -> None:
+        self.gpu_fault = reason
+
+    def on_applied(self, clock_mhz: int | None, now_s: float) -> None:
+        """The guard confirmed a clock (None: driver default)."""
+        if clock_mhz != self.confirmed_mhz:
+            self.clock_changes += 1
+        self.confirmed_mhz = clock_mhz
+
+    def on_actuation_error(self, reason: str, now_s: float) -> None:
+        self._actuation_fault = (reason, now_s)
+        self.confirmed_mhz = None
+
+    def tick(self, now_s: float, mode: Mode, guard_fault: str | None) -> int | None:
+        """Advance the regime, decide where it decides, and return the clock to hold (None: default)."""
+        self._expire(now_s)
+        fault = self._fault(now_s, mode, guard_fault)
+        if fault is not None:
+            self._trusted_since_s = now_s
+        self._advance(now_s, mode, fault)
+        target: int | None = None
+        if self.regime is Regime.OVERRIDE and self.override is not None:
+            target = self.override.clock_mhz
+        elif self.regime in DECIDES:
+            target = self._decide(now_s)
+        if target != self.applied.clock_mhz:
+            self.applied = Applied(target, now_s)
+        return target if self.regime is not Regime.SHADOW else None
+
+    def _expire(self, now_s: float) -> None:
+        if self.override is not None and now_s >= self.override.until_s:
+            log.info("instance %s: override ended", self.name)
+            self.override = None
+        if self._actuation_fault is not None and now_s - self._actuation_fault[1] >= ACTUATION_RETRY_S:
+            self._actuation_fault = None
+
+    def _fault(self, now_s: float, mode: Mode, guard_fault: str | None) -> str | None:
+        """Why input or actuation cannot be trusted now; None if everything can."""
+        telemetry = self.observation.fault(now_s)
+        if telemetry is not None:
+            return telemetry
+        if self.gpu_fault is not None:
+            return self.gpu_fault
+        ages = [now_s - s.observed_s for s in self.samples.values()]
+        if ages and max(ages) > GPU_STALE_S:
+            return f"GPU readings are {max(ages):.1f} s old (limit {GPU_STALE_S:g} s)"
+        if mode is Mode.ACTIVE and guard_fault is not None:
+            return guard_fault
+        return self._actuation_fault[0] if self._actuation_fault is not None else None
+
+    def _advance(self, now_s: float, mode: Mode, fault: str | None) -> None:
+        facts = Facts(
+            mode=mode,
+            observed=self.observation.snapshot is not None and bool(self.samples),
+            fault=fault,
+            overridden=self.override is not None and mode is Mode.ACTIVE,
+            model_missing=self.model.missing if self.model.compiled is None else None,
+        )
+        new = advance(self.standing, facts, now_s, self._trusted_since_s, RECOVER_S)
+        if new.regime is not self.standing.regime:
+            level = logging.WARNING if new.regime is Regime.FAILSAFE else logging.INFO
+            log.log(level, "instance %s: %s -> %s: %s", self.name, self.regime, new.regime, new.reason)
+            self.savings.pause()
+        self.standing = new
+
+    def _decide(self, now_s: float) -> int | None:
+        started = perf_counter()
+        decision = self._decision(now_s)
+        self.durations.observe(perf_counter() - started)
+        self.bindings[decision.binding] += 1
+        self._record(decision)
+        return decision.clock_mhz
+
+    def _record(self, decision: Decision) -> None:
+        """Keep the decision; one that repeats the last one's outcome replaces it."""
+        recorded = Recorded(decision, self.regime, self.regime is Regime.ACTIVE)
+        previous = self.decisions[-1] if self.decisions else None
+        same = (
+            previous is not None
+            and previous.regime is self.regime
+            and (previous.decision.clock_mhz, previous.decision.binding)
+            == (decision.clock_mhz, decision.binding)
+        )
+        if same:
+            self.decisions[-1] = recorded
+        else:
+            self.decisions.append(recorded)
+
+    def _decision(self, now_s: float) -> Decision:
+        snapshot, shape, compiled = self.observation.snapshot, self.shape(), self.model.compiled
+        traffic = self.observation.traffic(self.slo)
+        if snapshot is None or shape is None or compiled is None or traffic is None:
+            return self._default(now_s, "watching traffic: a second page is needed")
+        if snapshot.asleep:
+            return self._default(now_s, "the engine sleeps")
+        state = EngineState(
+            observed_s=snapshot.observed_s,
+            running=snapshot.running,
+            waiting=snapshot.waiting,
+            kv_used_tokens=self.observation.kv_used_tokens,
+            waiting_for_capacity=snapshot.waiting_for_capacity if self.observation.kv_is_full else 0,
+        )
+        seen = aged(traffic, now_s - snapshot.observed_s)
+        bounds = self.observation.bounds(compiled)
+        decision = decide(now_s, state, seen, shape, compiled, self.slo, bounds, self.params, self.applied)
+        return self._never_lower_on_doubt(decision, now_s)
+
+    def _never_lower_on_doubt(self, decision: Decision, now_s: float) -> Decision:
+        """A failed poll or an older page may raise a clock, never lower it."""
+        if not self.observation.doubtful(now_s) or decision.clock_mhz is None:
+            return decision
+        held = self.applied.clock_mhz
+        if held is not None and decision.clock_mhz >= held:
+            return decision
+        reason = "the latest poll failed or is late: nothing is lowered on old data"
+        if held is None:
+            return self._default(now_s, reason)
+        return replace(decision, clock_mhz=held, binding=Binding.DWELL, reason=f"{held} MHz held: {reason}")
+
+    @staticmethod
+    def _default(now_s: float, reason: str) -> Decision:
+        return Decision(now_s, None, Binding.NONE, f"driver default: {reason}")
+
+
+def bounds_of(bias: float, upper_factor: float, drifted: bool) -> Bounds:
+    """Calibration as the policy takes it: bias and one-sided bound in one factor."""
+    return Bounds(time_factor=bias * upper_factor, drifted=drifted)

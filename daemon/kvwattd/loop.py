@@ -1,0 +1,220 @@
+"""The live loop: four kinds of task around one tick.
+
+    poll (per instance, 2/s) --> Observation        GPU readings (4/s) --> samples, energy
+                    \\                                /
+                     tick (10/s, absolute deadlines): regime, decision --> wish
+                                                      |
+                     guard link: applies the latest wish, keeps the lease
+
+The tick never waits: no network, NVML or disk call is made in it, and a late tick is skipped, not
+queued. Known weakness: all tasks share one event loop, so a stall stops them together; the lease then
+ends and the guard resets the clocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+
+from kvwatt.policy import PolicyParams
+from kvwattd.config import Config, InstanceConfig, Mode
+from kvwattd.durations import Durations
+from kvwattd.guard_link import GuardLink, Wish
+from kvwattd.instance import InstanceRuntime
+from kvwattd.learning import SampleLog
+from kvwattd.models import Models
+from kvwattd.observation import Observation
+from kvwattd.regime import Regime
+from kvwattd.sdnotify import notify
+from kvwattd.telemetry.gpu import GpuInfo, GpuReader, GpuUnavailable
+from kvwattd.telemetry.poller import Poller, TelemetryError
+
+log = logging.getLogger(__name__)
+
+GPU_PERIOD_S = 0.25
+GPU_RETRY_S = 2.0
+GPU_DEADLINE_S = 1.0
+MODELS_PERIOD_S = 0.5
+WATCHDOG_PERIOD_S = 1.0
+
+
+class Daemon:
+    """Owns the instances and runs the tasks. Time is monotonic everywhere."""
+
+    def __init__(self, config: Config, now: Callable[[], float] = time.monotonic) -> None:
+        self.config = config
+        self.now = now
+        self.mode = config.daemon.mode
+        self.started_s = now()
+        self.durations = Durations()
+        self.ticks = 0
+        self.ticks_skipped = 0
+        self._last_tick_s: float | None = None
+        self.runs = {c.name: self._runtime(c) for c in config.instances}
+        self.models = Models(config.model.path, config.model.reload_s, self.permitted_clocks)
+        self.link = GuardLink(config.guard.socket, config.guard.timeout_s, now, self._progressing)
+        self.samples = SampleLog(config.daemon.state_dir / "samples")
+        selectors = [gpu for c in config.instances for gpu in c.gpus]
+        self._reader = GpuReader(selectors, GPU_DEADLINE_S)
+
+    def _runtime(self, c: InstanceConfig) -> InstanceRuntime:
+        policy = self.config.policy
+        # A burst is seen one poll late at worst, decided a tick later, and takes a switch to answer.
+        reaction_s = c.poll_s + self.config.daemon.tick_s + policy.switch_latency_s
+        params = PolicyParams(
+            lower_dwell_s=policy.lower_dwell_s,
+            min_gain_ratio=policy.min_gain_ratio,
+            horizon_s=policy.horizon_s,
+            margin=policy.margin,
+            reaction_s=reaction_s,
+        )
+        slo = self.config.slo_for(c.name)
+        return InstanceRuntime(c, slo, params, Observation(c.poll_s, c.stale_after_s), self.durations)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until `stop` is set; on the way out the guard is told to restore every clock."""
+        jobs: list[Awaitable[None]] = [
+            self._gpus(),
+            self._models(),
+            self.link.run(),
+            self._ticks(),
+            self._watchdog(),
+        ]
+        jobs += [self._polls(run) for run in self.runs.values()]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(_forever(job)) for job in jobs]
+                await stop.wait()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            self._reader.close()
+
+    def set_mode(self, mode: Mode) -> None:
+        """Change the mode; leaving `active` drops the guard connection, which restores the clocks."""
+        if mode is not self.mode:
+            log.info("mode: %s -> %s", self.mode, mode)
+        self.mode = mode
+
+    def tick_age_s(self) -> float | None:
+        return self.now() - self._last_tick_s if self._last_tick_s is not None else None
+
+    def _progressing(self) -> bool:
+        age_s = self.tick_age_s()
+        return age_s is not None and age_s < max(self.config.guard.lease_s / 2, 2 * self.config.daemon.tick_s)
+
+    def permitted_clocks(self, run: InstanceRuntime) -> tuple[int, ...]:
+        """Clocks all GPUs of the instance support, inside the operator's and the guard's bounds."""
+        if not run.gpus:
+            return ()
+        common = set.intersection(*(set(info.supported_mhz) for info in run.gpus))
+        policy, hello = self.config.policy, self.link.hello
+        low = max(policy.floor_mhz or 0, hello.min_mhz if hello else 0)
+        high = min(policy.ceiling_mhz or 1_000_000, hello.max_mhz if hello else 1_000_000)
+        return tuple(sorted(clock for clock in common if low <= clock <= high))
+
+    async def _ticks(self) -> None:
+        period_s = self.config.daemon.tick_s
+        due_s = self.now()
+        while True:
+            self._tick(self.now())
+            due_s += period_s
+            late_s = self.now() - due_s
+            if late_s > 0:
+                missed = math.ceil(late_s / period_s)
+                self.ticks_skipped += missed
+                due_s += missed * period_s
+            await asyncio.sleep(due_s - self.now())
+
+    def _tick(self, now_s: float) -> None:
+        self.link.need(self.mode is Mode.ACTIVE)
+        for run in self.runs.values():
+            target = run.tick(now_s, self.mode, self.link.fault)
+            if run.gpus:
+                uuids = tuple(info.uuid for info in run.gpus)
+                self.link.wish(run.name, Wish(uuids, self._floor(run), target), run)
+        self.ticks += 1
+        self._last_tick_s = now_s
+
+    def _floor(self, run: InstanceRuntime) -> int:
+        """Lower end of the locked range: the lowest clock allowed, so that an idle GPU may rest."""
+        lowest = max(info.supported_mhz[0] for info in run.gpus)
+        return max(lowest, self.link.hello.min_mhz) if self.link.hello else lowest
+
+    async def _polls(self, run: InstanceRuntime) -> None:
+        c = run.config
+        poller = Poller(c.url, c.scrape_deadline_s, engine=c.engine, model_name=c.model_name)
+        due_s = self.now()
+        try:
+            while True:
+                await self._poll(run, poller)
+                # Absolute deadlines; polls that are already late are left out.
+                due_s = max(due_s + c.poll_s, self.now())
+                await asyncio.sleep(due_s - self.now())
+        finally:
+            await poller.close()
+
+    async def _poll(self, run: InstanceRuntime, poller: Poller) -> None:
+        try:
+            snapshot = await poller.poll(self.now)
+        except TelemetryError as error:
+            run.observation.on_error(error.cause, error.detail)
+            return
+        run.observation.on_page(snapshot)
+        if run.model.compiled is not None:
+            steady = self.now() - run.applied.since_s > _steady_window_s(run)
+            run.observation.calibrate(run.model.compiled, run.samples, steady)
+        if run.regime is Regime.LEARNING:
+            self.samples.observe(run.name, run.observation.interval, run.samples, run.config.tp)
+            await self.samples.flush()
+
+    async def _gpus(self) -> None:
+        infos: tuple[GpuInfo, ...] = ()
+        while True:
+            try:
+                if not infos:
+                    infos = await self._reader.start()
+                    self._assign(infos)
+                samples = await self._reader.read()
+            except GpuUnavailable as error:
+                for run in self.runs.values():
+                    run.on_gpu_error(f"GPU: {error}")
+                await asyncio.sleep(GPU_RETRY_S if not infos else GPU_PERIOD_S)
+                continue
+            now_s = self.now()
+            for run in self.runs.values():
+                run.on_gpu(samples, now_s)
+            await asyncio.sleep(GPU_PERIOD_S)
+
+    def _assign(self, infos: tuple[GpuInfo, ...]) -> None:
+        """Hand each instance the GPUs it named, by UUID or index."""
+        selectors = [gpu for c in self.config.instances for gpu in c.gpus]
+        by_selector = dict(zip(selectors, infos, strict=True))
+        for run in self.runs.values():
+            run.gpus = tuple(by_selector[gpu] for gpu in run.config.gpus)
+
+    async def _models(self) -> None:
+        while True:
+            for run in self.runs.values():
+                await self.models.refresh(run)
+            await asyncio.sleep(MODELS_PERIOD_S)
+
+    async def _watchdog(self) -> None:
+        """Tell the service manager that ticks go on; silence makes it restart us."""
+        while True:
+            if self._progressing():
+                regimes = ", ".join(f"{name}: {run.regime}" for name, run in self.runs.items())
+                notify(f"WATCHDOG=1\nSTATUS={self.mode}; {regimes}")
+            await asyncio.sleep(WATCHDOG_PERIOD_S)
+
+
+def _steady_window_s(run: InstanceRuntime) -> float:
+    """A clock must have been in force over the whole interval that is compared with the model."""
+    return run.config.poll_s + 0.2
+
+
+async def _forever(job: Awaitable[None]) -> None:
+    await job

@@ -1,0 +1,151 @@
+"""What is known of one engine from its metrics pages: the newest page, its traffic, its model's error.
+
+Every page was validated by the parser; here it is compared with the one before (resets, changed
+models, age) and folded into what is learned. Idle stretches teach nothing about step times.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+
+from kvwatt.calibration import OnlineCalibration
+from kvwatt.compiled import CompiledModel
+from kvwatt.lengths import LengthModel
+
+from kvwatt.policy import Bounds
+from kvwatt.residual import expected_itl_s
+from kvwatt.state import EngineSnapshot, GpuSample, Histogram, Slo
+from kvwatt.traffic import Interval, Traffic, TrafficEstimator, kv_used_tokens
+from kvwattd.telemetry.vllm_metrics import counters_reset
+
+log = logging.getLogger(__name__)
+
+# A scrape that times out may only mean a busy server: the last page stands until it is stale.
+# Every other failure says that the page or the server cannot be trusted, at once.
+TOLERATED_UNTIL_STALE = frozenset({"timeout"})
+KV_FULL = 0.9
+
+# Until requests have finished nothing is known of lengths, and the first to finish are the short
+# ones: these pseudo-requests keep the first guesses pessimistic. Their weight fades as real ones come.
+PRIOR_OUTPUTS = Histogram((128.0, 256.0, 512.0, 1024.0, float("inf")), (1.0, 2.0, 4.0, 5.0, 5.0), 1700.0, 5.0)
+PRIOR_PROMPTS = Histogram(
+    (256.0, 1024.0, 2048.0, 4096.0, float("inf")), (1.0, 2.0, 4.0, 5.0, 5.0), 6500.0, 5.0
+)
+
+
+def new_estimator() -> TrafficEstimator:
+    """A traffic estimator that knows nothing but a pessimistic prior."""
+    prompts, outputs = LengthModel(), LengthModel()
+    prompts.update(PRIOR_PROMPTS)
+    outputs.update(PRIOR_OUTPUTS)
+    return TrafficEstimator(prompts, outputs)
+
+
+class Observation:
+    """Newest accepted page of one engine and what was learned from all of them."""
+
+    def __init__(self, poll_s: float, stale_after_s: float) -> None:
+        self._poll_s = poll_s
+        self._stale_after_s = stale_after_s
+        self.estimator = new_estimator()
+        self.calibration = OnlineCalibration()
+        self.snapshot: EngineSnapshot | None = None
+        self.first: EngineSnapshot | None = None
+        self.interval: Interval | None = None
+        self.predicted_itl_s: float | None = None
+        self.layout: str | None = None
+        self.polls = 0
+        self.errors: Counter[str] = Counter()
+        self.last_error: str | None = None
+        self._failing: str | None = None
+
+    def on_page(self, snapshot: EngineSnapshot, layout: str | None = None) -> None:
+        """Fold in an accepted page."""
+        self.polls += 1
+        self._failing, self.layout = None, layout
+        if self.snapshot is not None and self._is_another_run(snapshot):
+            self.estimator.restart()
+            self.calibration = OnlineCalibration()
+            self.first = None
+        self.interval = self.estimator.update(snapshot)
+        self.snapshot = snapshot
+        self.first = self.first or snapshot
+
+    def _is_another_run(self, snapshot: EngineSnapshot) -> bool:
+        old = self.snapshot
+        if old is None:
+            return False
+        if old.model_name != snapshot.model_name:
+            log.warning(
+                "served model changed from %r to %r: lengths are learned anew",
+                old.model_name,
+                snapshot.model_name,
+            )
+            self.estimator = new_estimator()
+            return True
+        if counters_reset(old, snapshot):
+            log.warning("counters went back: the engine restarted")
+            return True
+        return False
+
+    def on_error(self, cause: str, detail: str) -> None:
+        """A poll failed. The log tells when the cause changes, not at every poll."""
+        self.polls += 1
+        self.errors[cause] += 1
+        self.last_error = f"{cause}: {detail}"
+        if self._failing != cause:
+            log.warning("telemetry: %s", self.last_error)
+        self._failing = cause
+
+    def calibrate(
+        self, compiled: CompiledModel, samples: Mapping[str, GpuSample], clock_steady: bool
+    ) -> None:
+        """Compare the last interval with the model, at the clock the GPUs really ran."""
+        self.predicted_itl_s = None
+        if self.interval is None or self.snapshot is None or not samples or not clock_steady:
+            return
+        clock_mhz = min(sample.clock_mhz for sample in samples.values())
+        measured = self.interval.itl_mean_s
+        expected = expected_itl_s(compiled, self.interval, clock_mhz)
+        if expected is None or measured is None or measured <= 0:
+            return
+        self.predicted_itl_s = expected
+        self.calibration.update(expected, measured, self.snapshot.observed_s)
+
+    def bounds(self, compiled: CompiledModel) -> Bounds:
+        """Factor from a predicted step time to its upper bound, online bias included."""
+        c = self.calibration
+        return Bounds(time_factor=c.bias * max(c.upper_factor, compiled.upper_factor), drifted=c.drifted)
+
+    def traffic(self, slo: Slo) -> Traffic | None:
+        return self.estimator.traffic(output_quantile=slo.e2e.quantile if slo.e2e else 0.99)
+
+    @property
+    def kv_used_tokens(self) -> float:
+        return kv_used_tokens(self.snapshot) if self.snapshot is not None else 0.0
+
+    @property
+    def kv_is_full(self) -> bool:
+        """Waiting 'for capacity' also means a full batch; only a full cache asks for the fastest drain."""
+        return self.snapshot is not None and self.snapshot.kv_usage >= KV_FULL
+
+    def age_s(self, now_s: float) -> float | None:
+        return now_s - self.snapshot.observed_s if self.snapshot is not None else None
+
+    def fault(self, now_s: float) -> str | None:
+        """Why the telemetry cannot be trusted, None if it can or if nothing was tried yet."""
+        if self._failing is not None and self._failing not in TOLERATED_UNTIL_STALE:
+            return f"telemetry: {self.last_error}"
+        age_s = self.age_s(now_s)
+        if age_s is None:
+            return f"telemetry: {self.last_error}" if self._failing is not None else None
+        if age_s > self._stale_after_s:
+            return f"telemetry: newest page is {age_s:.1f} s old (limit {self._stale_after_s:g} s)"
+        return None
+
+    def doubtful(self, now_s: float) -> bool:
+        """Fresh enough to act on, but the latest poll failed or is overdue."""
+        age_s = self.age_s(now_s)
+        return self._failing is not None or age_s is None or age_s > 2 * self._poll_s

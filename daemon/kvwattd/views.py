@@ -1,0 +1,205 @@
+"""Builds what REST and /metrics show from the runtime state; called only when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvwatt.attainment import within
+from kvwatt.state import Histogram, Metric, Slo
+from kvwattd.api.schemas import (
+    AttainmentView,
+    DecisionView,
+    DurationView,
+    GpuView,
+    GuardView,
+    InstanceView,
+    ModelView,
+    OverrideView,
+    ProjectionView,
+    SavingsView,
+    SloView,
+    StepView,
+    TelemetryView,
+)
+from kvwattd.config import Mode
+from kvwattd.durations import BOUNDS_S, Durations
+from kvwattd.guard_link import GuardLink
+from kvwattd.instance import InstanceRuntime, Recorded
+from kvwattd.observation import Observation
+
+Unix = Callable[[float], float]  # monotonic seconds -> unix seconds
+
+
+def instance_view(
+    run: InstanceRuntime, mode: Mode, now_s: float, unix: Unix, model: ModelView
+) -> InstanceView:
+    seen = run.observation.snapshot
+    gpus = gpu_views(run, now_s)
+    known_w = [gpu.power_w for gpu in gpus if gpu.power_w is not None]
+    known_j = [gpu.energy_j for gpu in gpus if gpu.energy_j is not None]
+    return InstanceView(
+        name=run.name,
+        url=run.config.url,
+        tp=run.config.tp,
+        model_name=seen.model_name if seen else run.config.model_name,
+        regime=run.regime.value,
+        regime_reason=run.standing.reason,
+        mode=mode,
+        clock_target_mhz=run.confirmed_mhz,
+        clock_changes_total=run.clock_changes,
+        gpus=gpus,
+        power_w=sum(known_w) if known_w else None,
+        energy_j=sum(known_j) if known_j else None,
+        running=seen.running if seen else None,
+        waiting=seen.waiting if seen else None,
+        kv_usage=seen.kv_usage if seen else None,
+        projection=projection_view(run),
+        step=step_view(run.observation),
+        slo=SloView.of(run.slo),
+        attainment=attainment_views(run.observation, run.slo),
+        telemetry=telemetry_view(run, now_s),
+        model=model,
+        savings=savings_view(run),
+        override=override_view(run, now_s),
+        decisions_total=dict(run.bindings),
+        last_decision=decision_view(run.name, run.decisions[-1], unix) if run.decisions else None,
+    )
+
+
+def gpu_views(run: InstanceRuntime, now_s: float) -> list[GpuView]:
+    views = []
+    for info in run.gpus:
+        sample = run.samples.get(info.uuid)
+        if sample is None:
+            views.append(GpuView(uuid=info.uuid, name=info.name, clock_target_mhz=run.confirmed_mhz))
+            continue
+        views.append(
+            GpuView(
+                uuid=info.uuid,
+                name=info.name,
+                clock_target_mhz=run.confirmed_mhz,
+                clock_actual_mhz=sample.clock_mhz,
+                power_w=sample.power_w,
+                energy_j=sample.energy_j,
+                temperature_c=sample.temperature_c,
+                utilization=sample.utilization,
+                event_reasons=sample.event_reasons,
+                age_s=now_s - sample.observed_s,
+            )
+        )
+    return views
+
+
+def projection_view(run: InstanceRuntime) -> ProjectionView | None:
+    decision, shape = run.last, run.shape()
+    if decision is None or shape is None or decision.chosen is None:
+        return None
+    return ProjectionView(
+        horizon_s=run.params.horizon_s,
+        batch=decision.projected_batch,
+        kv_tokens=decision.projected_kv_tokens,
+        kv_usage=decision.projected_kv_tokens / shape.kv_capacity_tokens,
+    )
+
+
+def step_view(observation: Observation) -> StepView:
+    predicted, calibration = observation.predicted_itl_s, observation.calibration
+    measured = observation.interval.itl_mean_s if observation.interval else None
+    error = predicted / measured - 1.0 if predicted is not None and measured else None
+    return StepView(
+        predicted_s=predicted,
+        measured_s=measured,
+        error_ratio=error,
+        bias=calibration.bias,
+        upper_factor=calibration.upper_factor,
+        drifted=calibration.drifted,
+    )
+
+
+def attainment_views(observation: Observation, slo: Slo) -> dict[Metric, AttainmentView]:
+    """Attainment since the first page the daemon saw of this engine run."""
+    first, last = observation.first, observation.snapshot
+    if first is None or last is None:
+        return {}
+    pairs = (
+        (Metric.TTFT, slo.ttft, first.ttft_s, last.ttft_s),
+        (Metric.TBT, slo.tbt, first.tbt_s, last.tbt_s),
+        (Metric.E2E, slo.e2e, first.e2e_s, last.e2e_s),
+    )
+    out = {}
+    for metric, target, before, after in pairs:
+        if target is None:
+            continue
+        kept = within(_since(after, before), target.limit_s)
+        out[metric] = AttainmentView(
+            limit_s=target.limit_s, quantile=target.quantile, met=kept.met, total=kept.total, ratio=kept.ratio
+        )
+    return out
+
+
+def _since(after: Histogram, before: Histogram) -> Histogram:
+    counts = tuple(a - b for a, b in zip(after.cumulative, before.cumulative, strict=True))
+    return Histogram(after.bounds, counts, after.sum - before.sum, after.count - before.count)
+
+
+def telemetry_view(run: InstanceRuntime, now_s: float) -> TelemetryView:
+    seen = run.observation
+    return TelemetryView(
+        age_s=seen.age_s(now_s),
+        fresh=seen.snapshot is not None and seen.fault(now_s) is None,
+        layout=seen.layout,
+        polls_total=seen.polls,
+        errors_total=dict(seen.errors),
+        last_error=seen.last_error,
+    )
+
+
+def savings_view(run: InstanceRuntime) -> SavingsView | None:
+    s = run.savings
+    if s.baseline_j <= 0:
+        return None
+    return SavingsView(baseline_j=s.baseline_j, actual_j=s.actual_j, saved_j=s.saved_j, saved_ratio=s.ratio)
+
+
+def override_view(run: InstanceRuntime, now_s: float) -> OverrideView | None:
+    o = run.override
+    if o is None:
+        return None
+    return OverrideView(instance=run.name, clock_mhz=o.clock_mhz, left_s=max(o.until_s - now_s, 0.0))
+
+
+def decision_view(name: str, recorded: Recorded, unix: Unix) -> DecisionView:
+    return DecisionView.of(
+        name,
+        recorded.decision,
+        decided_unix_s=unix(recorded.decision.decided_s),
+        regime=recorded.regime.value,
+        applied=recorded.applied,
+    )
+
+
+def guard_view(link: GuardLink, needed: bool, now_s: float) -> GuardView:
+    hello = link.hello
+    if not needed:
+        return GuardView(state="unused", errors_total=link.errors)
+    left = hello.lease_s - (now_s - link.renewed_s) if hello and link.renewed_s is not None else None
+    return GuardView(
+        state="connected" if link.fault is None else "disconnected",
+        version=str(hello.version) if hello else None,
+        lease_s=hello.lease_s if hello else None,
+        lease_left_s=left,
+        errors_total=link.errors,
+        last_error=link.last_error,
+    )
+
+
+def duration_view(durations: Durations) -> DurationView:
+    return DurationView(
+        bounds_s=BOUNDS_S,
+        cumulative=durations.cumulative(),
+        sum_s=durations.sum_s,
+        count=durations.count,
+        p50_s=durations.quantile_s(0.5),
+        p99_s=durations.quantile_s(0.99),
+        max_s=durations.max_s if durations.count else None,
+    )

@@ -1,0 +1,231 @@
+"""What the traffic looks like, learned from successive snapshots: rates, lengths, who still waits.
+
+Requests that have not arrived yet are what slows the running ones most (their prefills interleave
+with everybody's decode steps), so the arrival rate and its upper bound matter more to a decision
+than any other estimate here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kvwatt.lengths import LengthModel
+from kvwatt.state import EngineSnapshot, Histogram
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class Survival(Protocol):
+    """The part of a length model that a projection needs."""
+
+    def survival(self, tokens: FloatArray) -> FloatArray: ...
+    def equilibrium_survival(self, tokens: FloatArray) -> FloatArray: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Estimates at one instant; upper values are one-sided bounds, not maxima."""
+
+    arrival_per_s: float
+    arrival_upper_per_s: float
+    dispersion: float  # variance / mean of arrival counts; 1 = Poisson
+    prompt_mean_tokens: float  # to be computed: prefix-cache hits are taken off
+    prompt_high_tokens: float
+    output_mean_tokens: float
+    output_short_tokens: float  # 25 % of answers are shorter
+    output_high_tokens: float  # the quantile that the E2E promise names
+    unstarted: float  # requests in the server without a first token
+    oldest_wait_s: float  # upper bound on how long the oldest of them has waited
+    exposure_s: float  # how much recent traffic the rate rests on
+    lengths: Survival | None = field(default=None, compare=False)
+
+
+class DecayingRate:
+    """Events per second with exponential forgetting, its upper bound, and its dispersion."""
+
+    def __init__(self, time_constant_s: float) -> None:
+        self._tau_s = time_constant_s
+        self._events = 0.0
+        self._exposure_s = 0.0
+        self._excess = 0.0  # decayed sum of (count - expected)^2 / expected, to learn burstiness
+        self._intervals = 0.0
+
+    @property
+    def exposure_s(self) -> float:
+        return self._exposure_s
+
+    @property
+    def per_s(self) -> float:
+        return self._events / self._exposure_s if self._exposure_s > 0 else 0.0
+
+    @property
+    def dispersion(self) -> float:
+        """Index of dispersion, shrunk towards a bursty 1.5 until there is evidence."""
+        return (1.5 * 4 + self._excess) / (4 + self._intervals)
+
+    def observe(self, events: float, dt_s: float) -> None:
+        """Fold in `events` seen during the last `dt_s` seconds."""
+        expected = self.per_s * dt_s
+        decay = math.exp(-dt_s / self._tau_s)
+        self._events = self._events * decay + events
+        self._exposure_s = self._exposure_s * decay + dt_s
+        if expected > 0.05:
+            self._excess = self._excess * decay + (events - expected) ** 2 / expected
+            self._intervals = self._intervals * decay + 1.0
+
+    def upper_per_s(self, z: float) -> float:
+        """Rate that is exceeded with the normal tail probability of `z`; the +1 covers zero counts."""
+        if self._exposure_s <= 0:
+            return math.inf
+        spread = z * math.sqrt(max(self.dispersion, 1.0) * max(self._events, 1.0))
+        return (self._events + spread + 1.0) / self._exposure_s
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """What happened between two snapshots of the same engine run."""
+
+    dt_s: float
+    arrivals: float
+    iterations: float
+    prompt_tokens: float
+    generation_tokens: float
+    itl_sum_s: float
+    itl_count: float
+    running_mean: float
+    kv_tokens_mean: float
+    busy: bool  # requests were running at both ends
+
+    @property
+    def itl_mean_s(self) -> float | None:
+        return self.itl_sum_s / self.itl_count if self.itl_count > 0 else None
+
+
+def difference(new: Histogram, old: Histogram) -> Histogram:
+    """Observations that arrived between two scrapes. Raises ValueError when the buckets changed."""
+    if new.bounds != old.bounds:
+        raise ValueError("histogram buckets changed between scrapes")
+    counts = tuple(max(n - o, 0.0) for n, o in zip(new.cumulative, old.cumulative, strict=True))
+    return Histogram(new.bounds, counts, max(new.sum - old.sum, 0.0), max(new.count - old.count, 0.0))
+
+
+def interval(old: EngineSnapshot, new: EngineSnapshot) -> Interval:
+    """Counter differences of two snapshots; the caller has ruled out a counter reset."""
+    finished = new.requests_finished_total - old.requests_finished_total
+    inside = (new.running + new.waiting) - (old.running + old.waiting)
+    computed = new.prompt_tokens_total - old.prompt_tokens_total
+    cached = new.prompt_tokens_cached_total - old.prompt_tokens_cached_total
+    return Interval(
+        dt_s=new.observed_s - old.observed_s,
+        arrivals=max(inside + finished, 0.0),
+        iterations=new.iterations.count - old.iterations.count,
+        prompt_tokens=max(computed - cached, 0.0),
+        generation_tokens=new.generation_tokens_total - old.generation_tokens_total,
+        itl_sum_s=new.itl_s.sum - old.itl_s.sum,
+        itl_count=new.itl_s.count - old.itl_s.count,
+        running_mean=(new.running + old.running) / 2,
+        kv_tokens_mean=(kv_used_tokens(new) + kv_used_tokens(old)) / 2,
+        busy=new.running > 0 and old.running > 0,
+    )
+
+
+def kv_used_tokens(snapshot: EngineSnapshot) -> float:
+    """Tokens held in the KV cache (whole blocks)."""
+    return snapshot.kv_usage * max(snapshot.num_blocks - 1, 1) * snapshot.block_size
+
+
+class TrafficEstimator:
+    """Learns the traffic of one engine from its snapshots. Time is that of the snapshots."""
+
+    def __init__(
+        self, prompts: LengthModel, outputs: LengthModel, rate_time_constant_s: float = 15.0
+    ) -> None:
+        self.prompts = prompts
+        self.outputs = outputs
+        self._rate = DecayingRate(rate_time_constant_s)
+        self._slow_rate = DecayingRate(8 * rate_time_constant_s)
+        self._previous: EngineSnapshot | None = None
+        self._first_token_offset = 0.0
+        self._nobody_waited_s: float | None = None
+
+    def restart(self) -> None:
+        """The engine restarted (counters went back): forget the previous page, keep what was learned."""
+        self._previous = None
+        self._first_token_offset = 0.0
+        self._nobody_waited_s = None
+
+    def update(self, snapshot: EngineSnapshot) -> Interval | None:
+        """Fold in a snapshot; returns the interval since the previous one, None for the first."""
+        previous, self._previous = self._previous, snapshot
+        self._track_waiting(snapshot)
+        if previous is None or snapshot.observed_s <= previous.observed_s:
+            return None
+        step = interval(previous, snapshot)
+        self._rate.observe(step.arrivals, step.dt_s)
+        self._slow_rate.observe(step.arrivals, step.dt_s)
+        self.prompts.update(difference(snapshot.prompt_lengths, previous.prompt_lengths))
+        self.outputs.update(difference(snapshot.generation_lengths, previous.generation_lengths))
+        return step
+
+    def _track_waiting(self, snapshot: EngineSnapshot) -> None:
+        first_tokens_open = snapshot.ttft_s.count - snapshot.e2e_s.count
+        if snapshot.running + snapshot.waiting == 0:
+            # Aborted requests count in one histogram and not in the other: an empty server calibrates.
+            self._first_token_offset = first_tokens_open
+        if self._unstarted(snapshot) == 0 or self._nobody_waited_s is None:
+            self._nobody_waited_s = snapshot.observed_s
+
+    def _unstarted(self, snapshot: EngineSnapshot) -> float:
+        """Requests without a first token: all inside minus those whose TTFT was counted and E2E not."""
+        inside = snapshot.running + snapshot.waiting
+        started = snapshot.ttft_s.count - snapshot.e2e_s.count - self._first_token_offset
+        return float(min(max(inside - started, snapshot.waiting), inside))
+
+    def traffic(self, output_quantile: float = 0.99, z: float = 1.28) -> Traffic | None:
+        """The current estimates; None before the second snapshot."""
+        snapshot = self._previous
+        if snapshot is None or self._rate.exposure_s <= 0:
+            return None
+        unstarted = self._unstarted(snapshot)
+        cached = self._cached_ratio(snapshot)
+        return Traffic(
+            arrival_per_s=self._rate.per_s,
+            arrival_upper_per_s=max(self._rate.upper_per_s(z), self._slow_rate.upper_per_s(z)),
+            dispersion=max(self._rate.dispersion, 1.0),
+            prompt_mean_tokens=self.prompts.mean_tokens * (1.0 - cached),
+            prompt_high_tokens=self.prompts.quantile(0.95),
+            output_mean_tokens=max(self.outputs.mean_tokens, 1.0),
+            output_short_tokens=max(self.outputs.quantile(0.25), 1.0),
+            output_high_tokens=max(self.outputs.quantile(output_quantile), 1.0),
+            unstarted=unstarted,
+            oldest_wait_s=self._oldest_wait_s(snapshot, unstarted),
+            exposure_s=self._rate.exposure_s,
+            lengths=self.outputs,
+        )
+
+    def _oldest_wait_s(self, snapshot: EngineSnapshot, unstarted: float) -> float:
+        if unstarted == 0 or self._nobody_waited_s is None:
+            return 0.0
+        since_empty_s = snapshot.observed_s - self._nobody_waited_s
+        rate = self._rate.per_s
+        # First come, first served: the oldest of n waiting arrived about n / rate ago (Little).
+        by_queue_s = unstarted / rate if rate > 0 else math.inf
+        return min(since_empty_s, by_queue_s)
+
+    @staticmethod
+    def _cached_ratio(snapshot: EngineSnapshot) -> float:
+        if snapshot.prompt_tokens_total <= 0:
+            return 0.0
+        return min(max(snapshot.prompt_tokens_cached_total / snapshot.prompt_tokens_total, 0.0), 1.0)
+
+
+def aged(traffic: Traffic, age_s: float) -> Traffic:
+    """The same traffic seen `age_s` seconds later: whoever waited has waited that much longer."""
+    if traffic.unstarted <= 0:
+        return traffic
+    return replace(traffic, oldest_wait_s=traffic.oldest_wait_s + max(age_s, 0.0))
