@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Final, Literal, Self, get_args
 
 from kvwatt_sim.nvml.build import NvmlLibs, build
+from kvwatt_sim.nvml.build import env_for as env_for
 from kvwatt_sim.nvml.layout import CALL_BYTES, LOG_ENTRIES, CFault, CLogEntry, CReading, CSpec, from_c, to_c
 from kvwatt_sim.nvml.spec import GpuSpec
 
@@ -106,6 +107,10 @@ class Reading:
     recovered: int
 
 
+# Fields that are the same on both sides.
+_SAME = (Reading.__dataclass_fields__.keys() & {field[0] for field in CReading._fields_}) - {"permission"}
+
+
 class SimGpus:
     """The GPUs in one state file; many processes may have it open. Not usable after `close`."""
 
@@ -133,6 +138,8 @@ class SimGpus:
         """
         if not 1 <= len(gpus) <= 8:
             raise ValueError(f"{len(gpus)} GPUs: 1 to 8 can be simulated")
+        if len({spec.uuid for spec in gpus}) < len(gpus):
+            raise ValueError(f"uuids {[spec.uuid for spec in gpus]}: each GPU needs its own")
         library = _load(libs or build())
         specs = (CSpec * len(gpus))(*map(to_c, gpus))
         rank = _rank(permission)
@@ -177,10 +184,8 @@ class SimGpus:
         """Everything about a GPU, now."""
         c = CReading()
         self._call("kvws_read", gpu, ctypes.byref(c))
-        names = Reading.__dataclass_fields__.keys() & {field[0] for field in CReading._fields_}
-        same = {name: getattr(c, name) for name in names - {"permission"}}
         return Reading(
-            **same,
+            **{name: getattr(c, name) for name in _SAME},
             lock_mhz=(c.lock_min_mhz, c.lock_max_mhz) if c.lock_max_mhz else None,
             lock_pending=c.pending > 0,
             faults=c.n_faults,
