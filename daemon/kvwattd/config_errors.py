@@ -61,8 +61,12 @@ def _problem(
         return ConfigProblem(key, value, f"a known key{hint}")
     if kind == "missing":
         return ConfigProblem(key, "nothing", "a value: this key is required")
-    accepted = re.sub(r"^(Value error, )?(Input|String|Tuple|List|Value) should ", "", message)
-    return ConfigProblem(key, value, re.sub(r"^be ", "", accepted))
+    return ConfigProblem(key, value, accepted_from(message))
+
+
+def accepted_from(message: str) -> str:
+    """What is accepted, out of pydantic's message: 'Input should be greater than 0' -> 'greater than 0'."""
+    return re.sub(r"^(Value error, )?((Input|String|Tuple|List|Value) should (be )?)?", "", message)
 
 
 def dotted(loc: Sequence[int | str]) -> str:
