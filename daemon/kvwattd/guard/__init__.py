@@ -1,0 +1,1 @@
+"""The privileged process that alone writes clocks, and the client the daemon talks to it with."""

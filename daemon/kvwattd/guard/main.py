@@ -1,0 +1,135 @@
+"""Entry point of the guard: configuration -> record -> undo what was left -> serve -> undo what was set."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+
+import pynvml
+
+from kvwattd import sdnotify
+from kvwattd.guard.clocks import ClockKeeper
+from kvwattd.guard.config import ConfigError, GuardConfig, build, parse_flags
+from kvwattd.guard.nvml_session import NvmlSession
+from kvwattd.guard.recorder import Recorder
+from kvwattd.guard.server import GuardServer
+from kvwattd.guard.setters import ClockSetter
+from kvwattd.guard.statefile import StateFile, StateFileError
+
+log = logging.getLogger(__name__)
+
+START_DEADLINE_S = 5.0  # the driver may have to load: seconds without persistence mode
+STOP_BUDGET_S = 3.0
+STOP_POLL_S = 0.05
+EXIT_OK, EXIT_NOT_RESET, EXIT_CONFIG = 0, 1, 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0 after a clean end, 1 when a GPU could not be reset (it stays recorded), 2 for bad configuration."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="kvwatt-guard: %(levelname)s: %(message)s"
+    )
+    try:
+        options, values = parse_flags(sys.argv[1:] if argv is None else argv)
+        config = build(values, exit_on_disconnect=options.exit_on_disconnect)
+        state = StateFile(config.state_file)
+        state.lock()
+    except (ConfigError, StateFileError) as error:
+        log.error("%s", error)
+        return EXIT_CONFIG
+    return asyncio.run(_reset_recorded(config, state) if options.reset_recorded else _run(config, state))
+
+
+async def _reset_recorded(config: GuardConfig, state: StateFile) -> int:
+    """What ExecStopPost runs: undo what a killed guard left, and nothing else."""
+    session = NvmlSession()
+    keeper, recorder = _keeper(config, state, session)
+    await keeper.recover(_recorded(config, state), START_DEADLINE_S)
+    left = keeper.touched
+    return await _end(keeper, recorder, session, left)
+
+
+async def _run(config: GuardConfig, state: StateFile) -> int:
+    session = NvmlSession()
+    keeper, recorder = _keeper(config, state, session)
+    stopping = _stop_signals()
+    await keeper.recover(_recorded(config, state), START_DEADLINE_S)
+    await keeper.warm_up(START_DEADLINE_S)
+    server = GuardServer(config, keeper, recorder, stopping)
+    ticking = asyncio.ensure_future(server.tick())
+    try:
+        await server.listen()
+        log.info("ready on %s for %s", config.socket, ", ".join(config.gpus))
+        _notify("READY=1")
+        await asyncio.wait({ticking, asyncio.ensure_future(stopping.wait())}, return_when="FIRST_COMPLETED")
+        failed = ticking.done() and ticking.exception()
+        if failed:
+            log.critical("the lease tick broke", exc_info=failed)
+    except OSError as error:
+        log.error("%s", error)
+    stopping.set()
+    _notify("STOPPING=1")
+    left = await _restore(keeper)
+    await server.close()
+    return await _end(keeper, recorder, session, left)
+
+
+def _keeper(config: GuardConfig, state: StateFile, session: NvmlSession) -> tuple[ClockKeeper, Recorder]:
+    recorder = Recorder(state, on_disk=None)
+    keeper = ClockKeeper(
+        setters=lambda uuid: ClockSetter(session, uuid),
+        allowed=config.gpus,
+        persist=recorder.persist,
+        deadline_s=config.nvml_deadline_s,
+    )
+    return keeper, recorder
+
+
+def _recorded(config: GuardConfig, state: StateFile) -> frozenset[str]:
+    """An unreadable record counts as one of every allowed GPU: too many resets are safer than too few."""
+    try:
+        return state.load()
+    except StateFileError as error:
+        log.error("%s; resetting every allowed GPU instead", error)
+        return frozenset(config.gpus)
+
+
+async def _restore(keeper: ClockKeeper) -> frozenset[str]:
+    """Reset what is set, retrying within the stop budget; the GPUs that could not be reset."""
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + STOP_BUDGET_S
+    await keeper.reset_all("the guard ends")
+    while keeper.touched and loop.time() < until_s:
+        keeper.retry_due(loop.time())
+        await asyncio.sleep(STOP_POLL_S)
+    return keeper.touched
+
+
+async def _end(keeper: ClockKeeper, recorder: Recorder, session: NvmlSession, left: frozenset[str]) -> int:
+    await keeper.close()
+    recorder.close()
+    if left:
+        log.error("could not reset %s: recorded for the next start", ", ".join(sorted(left)))
+        return EXIT_NOT_RESET
+    try:
+        session.close()
+    except pynvml.NVMLError as error:
+        log.warning("nvmlShutdown: %s", error)
+    return EXIT_OK
+
+
+def _stop_signals() -> asyncio.Event:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, stopping.set)
+    return stopping
+
+
+def _notify(state: str) -> None:
+    try:
+        sdnotify.notify(state)
+    except OSError as error:
+        log.error("cannot notify systemd: %s", error)

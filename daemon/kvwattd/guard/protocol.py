@@ -1,0 +1,231 @@
+"""The guard's wire format, version 1: one JSON object per line, unix stream (docs/guard-protocol.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+T = TypeVar("T")
+
+VERSION = 1
+MAX_MESSAGE_BYTES = 16 * 1024
+MAX_GPUS = 64
+MAX_UUID_CHARS = 96
+
+
+class Code(StrEnum):
+    """Why a request was refused or failed."""
+
+    BAD_MESSAGE = "bad_message"
+    TOO_LARGE = "too_large"
+    BAD_VERSION = "bad_version"
+    HELLO_FIRST = "hello_first"
+    BUSY = "busy"  # another connection controls, or too many connections
+    NOT_CONTROLLER = "not_controller"
+    LEASE_EXPIRED = "lease_expired"
+    UNKNOWN_GPU = "unknown_gpu"
+    REFUSED_CLOCK = "refused_clock"
+    MIG = "mig"
+    NO_PERMISSION = "no_permission"
+    NOT_SUPPORTED = "not_supported"
+    GPU_LOST = "gpu_lost"
+    NVML = "nvml"
+    HUNG = "hung"  # an NVML call missed its deadline
+    RESETTING = "resetting"  # an earlier reset of this GPU has not succeeded yet
+    STATE_FILE = "state_file"
+    STOPPING = "stopping"
+    # client side only
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+
+
+class GuardError(Exception):
+    """A request that the guard refused, or that did not reach it."""
+
+    def __init__(self, code: Code | str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = str(code)
+        self.message = message
+
+
+class Role(StrEnum):
+    CONTROL = "control"
+    STATUS = "status"
+
+
+class ClockState(StrEnum):
+    """What the guard knows about a GPU's clock lock."""
+
+    DEFAULT = "default"  # nothing set by this guard
+    SET = "set"
+    RESETTING = "resetting"  # set once, reset not confirmed
+    HUNG = "hung"  # an NVML call has not come back
+
+
+@dataclass(frozen=True, slots=True)
+class GuardHello:
+    version: int
+    lease_s: float
+    gpus: tuple[str, ...]
+    min_mhz: int
+    max_mhz: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuardGpu:
+    uuid: str
+    state: ClockState
+    floor_mhz: int | None
+    target_mhz: int | None
+    fault: str | None  # the last failure on this GPU, None after a success
+
+
+@dataclass(frozen=True, slots=True)
+class GuardStatus:
+    version: int
+    uptime_s: float
+    lease_s: float
+    lease_remaining_s: float | None  # None: no controller
+    controller_pid: int | None
+    lease_expirations: int
+    rollbacks: int
+    gpus: tuple[GuardGpu, ...]
+
+
+Message = dict[str, object]
+
+
+def encode(message: Message) -> bytes:
+    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """One JSON object; raises GuardError(bad_message) on anything else."""
+    try:
+        message = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise GuardError(Code.BAD_MESSAGE, f"not a JSON object on one line: {error}") from None
+    if not isinstance(message, dict):
+        raise GuardError(Code.BAD_MESSAGE, f"expected a JSON object, got {type(message).__name__}")
+    return message
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def int_field(message: Message, key: str) -> int:
+    value = message.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _bad(key, value, "an integer")
+    return value
+
+
+def str_field(message: Message, key: str) -> str:
+    value = message.get(key)
+    if not isinstance(value, str):
+        raise _bad(key, value, "a string")
+    return value
+
+
+def float_field(message: Message, key: str) -> float:
+    value = message.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _bad(key, value, "a number")
+    return float(value)
+
+
+def uuids_field(message: Message, key: str) -> tuple[str, ...]:
+    """1 to MAX_GPUS distinct GPU UUIDs."""
+    value = message.get(key)
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_GPUS:
+        raise _bad(key, value, f"a list of 1 to {MAX_GPUS} GPU UUIDs")
+    uuids = tuple(item for item in value if isinstance(item, str) and len(item) <= MAX_UUID_CHARS)
+    if len(set(uuids)) != len(value):
+        raise _bad(key, value, "distinct GPU UUIDs")
+    return uuids
+
+
+def _optional(message: Message, key: str, field: Callable[[Message, str], T]) -> T | None:
+    return None if message.get(key) is None else field(message, key)
+
+
+def _bad(key: str, value: object, expected: str) -> GuardError:
+    return GuardError(Code.BAD_MESSAGE, f"{key} = {repr(value)[:80]}: expected {expected}")
+
+
+def hello_fields(hello: GuardHello) -> Message:
+    return {
+        "version": hello.version,
+        "lease_s": hello.lease_s,
+        "gpus": list(hello.gpus),
+        "min_mhz": hello.min_mhz,
+        "max_mhz": hello.max_mhz,
+    }
+
+
+def parse_hello(message: Message) -> GuardHello:
+    return GuardHello(
+        version=int_field(message, "version"),
+        lease_s=float_field(message, "lease_s"),
+        gpus=uuids_field(message, "gpus"),
+        min_mhz=int_field(message, "min_mhz"),
+        max_mhz=int_field(message, "max_mhz"),
+    )
+
+
+def status_fields(status: GuardStatus) -> Message:
+    return {
+        "version": status.version,
+        "uptime_s": status.uptime_s,
+        "lease_s": status.lease_s,
+        "lease_remaining_s": status.lease_remaining_s,
+        "controller_pid": status.controller_pid,
+        "lease_expirations": status.lease_expirations,
+        "rollbacks": status.rollbacks,
+        "gpus": [
+            {
+                "uuid": gpu.uuid,
+                "state": str(gpu.state),
+                "floor_mhz": gpu.floor_mhz,
+                "target_mhz": gpu.target_mhz,
+                "fault": gpu.fault,
+            }
+            for gpu in status.gpus
+        ],
+    }
+
+
+def parse_status(message: Message) -> GuardStatus:
+    gpus = message.get("gpus")
+    if not isinstance(gpus, list):
+        raise _bad("gpus", gpus, "a list")
+    return GuardStatus(
+        version=int_field(message, "version"),
+        uptime_s=float_field(message, "uptime_s"),
+        lease_s=float_field(message, "lease_s"),
+        lease_remaining_s=_optional(message, "lease_remaining_s", float_field),
+        controller_pid=_optional(message, "controller_pid", int_field),
+        lease_expirations=int_field(message, "lease_expirations"),
+        rollbacks=int_field(message, "rollbacks"),
+        gpus=tuple(_parse_gpu(gpu) for gpu in gpus),
+    )
+
+
+def _parse_gpu(message: object) -> GuardGpu:
+    if not isinstance(message, dict):
+        raise _bad("gpus", message, "objects")
+    try:
+        state = ClockState(str_field(message, "state"))
+    except ValueError as error:
+        raise GuardError(Code.BAD_MESSAGE, str(error)) from None
+    return GuardGpu(
+        uuid=str_field(message, "uuid"),
+        state=state,
+        floor_mhz=_optional(message, "floor_mhz", int_field),
+        target_mhz=_optional(message, "target_mhz", int_field),
+        fault=_optional(message, "fault", str_field),
+    )

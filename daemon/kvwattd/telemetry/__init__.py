@@ -1,0 +1,1 @@
+"""What the daemon observes: engines over HTTP, GPUs over NVML."""
