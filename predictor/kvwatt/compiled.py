@@ -1,0 +1,127 @@
+"""The model as an exact table over loads and the clocks of one engine, read in microseconds.
+
+The grid has axes (decode batch, context per sequence, prefill tokens). With the context as an axis, KV
+tokens = batch x context is bilinear, so that the interpolation of the KV term is exact; the smooth
+maximum of the prior is convex, so that what interpolation adds elsewhere is on the slow side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kvwatt.lattice import Floats, context_tokens
+from kvwatt.state import EngineShape
+from kvwatt.throughput import StepModel
+
+Table = npt.NDArray[np.float32]
+
+_BATCHES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
+_CONTEXTS = (0, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+_PREFILLS = (0, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+_LONGEST_CONTEXT = 131072
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledModel:
+    """`step_s` and `busy_w` have shape (batch x context x prefill, clocks)."""
+
+    clocks_mhz: tuple[int, ...]
+    upper_factor: float
+    axes: tuple[Floats, Floats, Floats]
+    step_s: Table
+    busy_w: Table
+    idle_w: Floats
+
+    def step_time_s(self, decode_batch: Floats, kv_tokens: Floats, prefill_tokens: Floats) -> Floats:
+        """Seconds of a step at n loads and all clocks: (n, clocks), non-increasing along the clocks.
+
+        Beyond the grid the last slope goes on upwards, never downwards. Raises ValueError on loads that
+        are negative or not finite.
+        """
+        corners, weights, outside = self._locate(decode_batch, kv_tokens, prefill_tokens)
+        inside = _blend(self.step_s, corners, np.clip(weights, 0.0, 1.0))
+        if not outside:
+            return inside
+        onward = np.maximum(inside, _blend(self.step_s, corners, weights))
+        return np.asarray(np.maximum.accumulate(onward[:, ::-1], axis=1)[:, ::-1])
+
+    def power_w(self, decode_batch: Floats, kv_tokens: Floats, prefill_tokens: Floats) -> Floats:
+        """Watts while stepping at n loads and all clocks: (n, clocks); constant beyond the grid."""
+        corners, weights, _ = self._locate(decode_batch, kv_tokens, prefill_tokens)
+        return _blend(self.busy_w, corners, np.clip(weights, 0.0, 1.0))
+
+    def idle_power_w(self) -> Floats:
+        """Watts at each clock while no request runs."""
+        return self.idle_w
+
+    def _locate(
+        self, batch: Floats, kv: Floats, prefill: Floats
+    ) -> tuple[npt.NDArray[np.intp], Floats, bool]:
+        """Index of each load's lower corner (n,), the eight corner offsets added, and its weights (n, 3)."""
+        loads = np.array([batch, context_tokens(batch, kv), prefill], dtype=np.float64)
+        if not np.isfinite(loads).all() or (loads < 0).any():
+            raise ValueError("loads must be finite and >= 0")
+        sizes = [len(axis) for axis in self.axes]
+        cells = np.empty(loads.shape, dtype=np.intp)
+        weights = np.empty(loads.shape)
+        for row, axis in enumerate(self.axes):
+            cell = axis.searchsorted(loads[row], side="right") - 1
+            np.minimum(cell, len(axis) - 2, out=cell)
+            low = axis[cell]
+            weights[row] = (loads[row] - low) / (axis[cell + 1] - low)
+            cells[row] = cell
+        base = (cells[0] * sizes[1] + cells[1]) * sizes[2] + cells[2]
+        first, second = sizes[1] * sizes[2], sizes[2]
+        offsets = np.array([0, 1, second, second + 1, first, first + 1, first + second, first + second + 1])
+        return base[:, None] + offsets, weights.T, bool((weights > 1.0).any())
+
+
+def _blend(table: Table, corners: npt.NDArray[np.intp], weights: Floats) -> Floats:
+    """Rows of `table` at the corners (n, 8) in the proportions of `weights` (n, 3)."""
+    high, low = weights, 1.0 - weights
+    first = np.stack([low[:, 0], high[:, 0]], axis=1)[:, :, None, None]
+    second = np.stack([low[:, 1], high[:, 1]], axis=1)[:, None, :, None]
+    third = np.stack([low[:, 2], high[:, 2]], axis=1)[:, None, None, :]
+    shares = (first * second * third).reshape(len(weights), 1, 8)
+    return np.asarray((shares @ table.take(corners, axis=0))[:, 0, :], dtype=np.float64)
+
+
+def compile_model(model: StepModel, clocks_mhz: tuple[int, ...], shape: EngineShape) -> CompiledModel:
+    """The table of `model` at `clocks_mhz` (ascending) over all loads that an engine of `shape` can have."""
+    clocks = np.array(clocks_mhz, dtype=np.float64)
+    if not len(clocks) or np.any(np.diff(clocks) <= 0) or clocks[0] <= 0:
+        raise ValueError(f"clocks_mhz must be ascending, distinct and positive, got {clocks_mhz}")
+    axes = _axes(model, shape)
+    batch, context, prefill = (side.ravel() for side in np.meshgrid(*axes, indexing="ij"))
+    kv = batch * context
+    step_s = model.step_table(clocks, batch, kv, prefill)
+    busy_w = model.power_table(clocks, batch, kv, prefill)
+    if not (np.isfinite(step_s).all() and np.isfinite(busy_w).all() and (step_s > 0).all()):
+        raise ValueError("the model predicts values that are not finite and positive")
+    return CompiledModel(
+        tuple(clocks_mhz),
+        model.upper_factor,
+        axes,
+        step_s.astype(np.float32),
+        busy_w.astype(np.float32),
+        model.idle_power_w(clocks),
+    )
+
+
+def _axes(model: StepModel, shape: EngineShape) -> tuple[Floats, Floats, Floats]:
+    knots = model.correction
+    longest = min(shape.kv_capacity_tokens, _LONGEST_CONTEXT)
+    return (
+        _axis(_BATCHES, knots.batch, shape.max_num_seqs),
+        _axis(_CONTEXTS, knots.context, longest),
+        _axis(_PREFILLS, knots.prefill, shape.max_num_batched_tokens),
+    )
+
+
+def _axis(usual: tuple[int, ...], knots: tuple[float, ...], last: int) -> Floats:
+    """Grid lines from 0 to `last`, the model's own knots among them."""
+    inside = [float(value) for value in (*usual, *knots) if 0 <= value < last]
+    return np.unique(np.array([0.0, *inside, float(last)]))
