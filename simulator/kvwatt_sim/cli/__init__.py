@@ -1,0 +1,1 @@
+"""Commands that need the simulator, found by the `kvwatt` command through entry points."""

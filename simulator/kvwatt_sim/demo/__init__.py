@@ -1,0 +1,1 @@
+"""The demonstration: two simulated plants, the same requests, one of them under kvwatt."""
