@@ -19,7 +19,7 @@ def page() -> bytes:
     """A page with some traffic on it."""
     page = MetricsPage(PageShape("sim", EngineShape(block_size=16, num_blocks=100), 1024))
     page.scheduler(Gauges(running=4, waiting=1, kv_usage=0.5))
-    page.prefilled(10, 0, 0.1)
+    page.first_token(0.1)
     page.inter_token([0.02, 0.03])
     return page.render()
 

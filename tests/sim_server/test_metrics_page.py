@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvwatt.state import EngineShape
+from kvwatt_sim.engine import Counters
 from kvwatt_sim.server.families import Layout, length_buckets
 from kvwatt_sim.server.page import Finished, Gauges, MetricsPage, PageShape
 
@@ -141,8 +142,16 @@ def test_a_finished_request_moves_every_histogram_of_requests_once() -> None:
 def test_prompt_tokens_split_into_computed_and_cached() -> None:
     """Sources of prompt tokens sum to the prompt tokens, and prefix hits to the cached ones."""
     page = new_page()
-    page.admitted(prompt_tokens=100, cached_tokens=30)
-    page.prefilled(prompt_tokens=100, cached_tokens=30, ttft_s=0.3)
+    before = Counters(prompt_tokens=7, generation_tokens=5)
+    now = Counters(
+        prompt_tokens=107,
+        prompt_tokens_cached=30,
+        generation_tokens=9,
+        preemptions=1,
+        prefix_cache_queries=100,
+        prefix_cache_hits=30,
+    )
+    page.progress(now, before)
     assert value(page, "vllm:prompt_tokens_total") == 100
     assert value(page, "vllm:prompt_tokens_by_source_total", source="local_compute") == 70
     assert value(page, "vllm:prompt_tokens_by_source_total", source="local_cache_hit") == 30
@@ -150,6 +159,9 @@ def test_prompt_tokens_split_into_computed_and_cached() -> None:
     assert value(page, "vllm:prompt_tokens_cached_by_source_total", source="device") == 30
     assert value(page, "vllm:prefix_cache_queries_total") == 100
     assert value(page, "vllm:prefix_cache_hits_total") == 30
+    assert value(page, "vllm:num_preemptions_total") == 1
+    assert value(page, "vllm:generation_tokens_total") == 4
+    assert value(page, "vllm:iteration_tokens_total_sum") == 74
 
 
 def test_waiting_by_reason_sums_to_waiting() -> None:

@@ -93,8 +93,8 @@ class CompletionAnswer(Response):
         reasons: list[str | None] = [None] * len(answered.jobs)
         while ticket.open_choices or None in reasons:
             for delivery in await ticket.take():
-                counts[delivery.index] += delivery.tokens
-                reasons[delivery.index] = delivery.finish_reason
+                counts[delivery.choice] += delivery.tokens
+                reasons[delivery.choice] = delivery.finish_reason
         choices = [
             _choice(index, WORD * count, reason)
             for index, (count, reason) in enumerate(zip(counts, reasons, strict=True))
@@ -116,7 +116,7 @@ class CompletionAnswer(Response):
                 sent += delivery.tokens
                 open_choices -= delivery.finish_reason is not None
                 if delivery.finish_reason is None and not running_usage:
-                    parts.append(ordinary[delivery.index])
+                    parts.append(ordinary[delivery.choice])
                 else:
                     usage = answered.usage(sent) if running_usage else None
                     parts.append(answered.event([_last_chunk(delivery)], usage))
@@ -170,4 +170,4 @@ def _chunk(index: int, text: str, reason: str | None) -> dict[str, object]:
 
 
 def _last_chunk(delivery: Delivery) -> dict[str, object]:
-    return _chunk(delivery.index, WORD * delivery.tokens, delivery.finish_reason)
+    return _chunk(delivery.choice, WORD * delivery.tokens, delivery.finish_reason)

@@ -33,6 +33,8 @@ Misbehaviour for tests: POST /_sim/metrics with {"mode": MODE, ...}
   two_engines     every vllm: series twice, with engine="0" and engine="1"
   missing_labels  vllm: series without engine and model_name
 "reset_counters": true, in any mode, starts all counters again at zero, as a restarted engine does.
+
+GET /_sim/status: engine steps so far, and "dropped_s", the time by which the host failed to keep up.
 """
 
 
@@ -71,7 +73,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
 
 
 def _add_plant(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--card", required=True, help="hardware card: a name or a TOML file")
+    parser.add_argument("--card", required=True, help="hardware card, for as many GPUs as --gpu names")
     parser.add_argument("--state", required=True, type=Path, help="state file of the simulated GPUs")
     parser.add_argument(
         "--gpu",
@@ -99,7 +101,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         "--max-model-len",
         type=_count,
         default=None,
-        help="longest prompt plus answer (default: 32768, or what the KV cache holds)",
+        help="longest prompt plus answer (default: the card's, or what the KV cache holds)",
     )
     parser.add_argument(
         "--prefix-hit-ratio", type=_ratio, default=0.0, help="share of each prompt found in the prefix cache"

@@ -21,6 +21,7 @@ from prometheus_client import (
 )
 
 from kvwatt.state import EngineShape
+from kvwatt_sim.engine import Counters
 from kvwatt_sim.server.cache_config import cache_config_labels
 from kvwatt_sim.server.families import FAMILIES, Family, Kind, Layout, length_buckets
 from kvwatt_sim.server.http_metrics import HttpMetrics
@@ -114,18 +115,25 @@ class MetricsPage:
         self._observe("vllm:request_params_n", completions)
         self._observe("vllm:request_max_num_generation_tokens", longest_tokens)
 
-    def admitted(self, prompt_tokens: int, cached_tokens: int) -> None:
-        """A request left the queue for the first time and looked for its prompt in the prefix cache."""
-        self._inc("vllm:prefix_cache_queries", prompt_tokens)
-        self._inc("vllm:prefix_cache_hits", cached_tokens)
-        self._inc("vllm:prompt_tokens_cached_by_source", cached_tokens, "device")
+    def progress(self, now: Counters, before: Counters) -> None:
+        """One engine step took the engine's totals from `before` to `now`."""
+        prompt = now.prompt_tokens - before.prompt_tokens
+        cached = now.prompt_tokens_cached - before.prompt_tokens_cached
+        generated = now.generation_tokens - before.generation_tokens
+        hits = now.prefix_cache_hits - before.prefix_cache_hits
+        self._inc("vllm:prompt_tokens", prompt)
+        self._inc("vllm:prompt_tokens_by_source", prompt - cached, "local_compute")
+        self._inc("vllm:prompt_tokens_by_source", cached, "local_cache_hit")
+        self._inc("vllm:prompt_tokens_cached", cached)
+        self._inc("vllm:prompt_tokens_cached_by_source", hits, "device")
+        self._inc("vllm:prefix_cache_queries", now.prefix_cache_queries - before.prefix_cache_queries)
+        self._inc("vllm:prefix_cache_hits", hits)
+        self._inc("vllm:num_preemptions", now.preemptions - before.preemptions)
+        self._inc("vllm:generation_tokens", generated)
+        self._observe("vllm:iteration_tokens_total", prompt - cached + generated)
 
-    def prefilled(self, prompt_tokens: int, cached_tokens: int, ttft_s: float) -> None:
-        """A request produced its first token."""
-        self._inc("vllm:prompt_tokens", prompt_tokens)
-        self._inc("vllm:prompt_tokens_by_source", prompt_tokens - cached_tokens, "local_compute")
-        self._inc("vllm:prompt_tokens_by_source", cached_tokens, "local_cache_hit")
-        self._inc("vllm:prompt_tokens_cached", cached_tokens)
+    def first_token(self, ttft_s: float) -> None:
+        """A request produced its first token `ttft_s` after its arrival."""
         self._observe("vllm:time_to_first_token_seconds", ttft_s)
 
     def inter_token(self, seconds: Sequence[float]) -> None:
@@ -134,12 +142,6 @@ class MetricsPage:
         for gap_s in seconds:
             observe(gap_s)
 
-    def iteration(self, computed_tokens: int, generation_tokens: int, preemptions: int) -> None:
-        """One engine step: computed prompt tokens of requests that reached their first token, and output."""
-        self._inc("vllm:generation_tokens", generation_tokens)
-        self._inc("vllm:num_preemptions", preemptions)
-        self._observe("vllm:iteration_tokens_total", computed_tokens + generation_tokens)
-
     def work(self, flops: float, read_bytes: float, write_bytes: float) -> None:
         """Estimated work of one step on each GPU."""
         self._inc("vllm:estimated_flops_per_gpu", flops)
@@ -147,7 +149,7 @@ class MetricsPage:
         self._inc("vllm:estimated_write_bytes_per_gpu", write_bytes)
 
     def finished(self, request: Finished) -> None:
-        """A request ended; aborted ones count too."""
+        """A request ended; those that a pause aborted count too."""
         self._inc("vllm:request_success", 1, request.reason)
         self._observe("vllm:request_prompt_tokens", request.prompt_tokens)
         self._observe("vllm:request_generation_tokens", request.generation_tokens)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 
 class Delivery(NamedTuple):
-    """One token of choice `index`, the last one with its finish reason. Aborts carry no token."""
+    """One token of a choice, the last one with its finish reason. Aborts carry no token."""
 
-    index: int
+    choice: int
     finish_reason: str | None
     tokens: int = 1
 
