@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from importlib.metadata import version
 
 from kvwatt.state import Slo
 from kvwattd import views
@@ -26,6 +25,7 @@ from kvwattd.config import Mode
 from kvwattd.instance import InstanceRuntime, Override
 from kvwattd.loop import Daemon
 from kvwattd.regime import Regime
+from kvwattd.version import kvwatt_version
 
 HEALTHY_TICK_AGE_S = 2.0
 READY_REGIMES = frozenset({Regime.SHADOW, Regime.ACTIVE, Regime.OVERRIDE, Regime.OFF})
@@ -37,7 +37,7 @@ class Control:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._unix_offset_s = time.time() - daemon.now()
-        self._build = BuildView(version=version("kvwatt"), python=platform.python_version())
+        self._build = BuildView(version=kvwatt_version(), python=platform.python_version())
 
     def _unix(self, monotonic_s: float) -> float:
         return monotonic_s + self._unix_offset_s

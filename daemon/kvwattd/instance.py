@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from kvwatt.compiled import CompiledModel
-
 from kvwatt.policy import Applied, Bounds, PolicyParams, decide
 from kvwatt.state import Binding, Decision, EngineShape, EngineState, GpuSample, Slo
 from kvwatt.traffic import aged
@@ -103,13 +102,14 @@ class InstanceRuntime:
             snapshot.block_size, snapshot.num_blocks, c.max_num_seqs, c.max_num_batched_tokens, c.tp
         )
 
-    def on_gpu(self, samples: Mapping[str, GpuSample], now_s: float) -> None:
-        """New readings of this instance's GPUs."""
-        mine = {info.uuid: samples[info.uuid] for info in self.gpus if info.uuid in samples}
-        if len(mine) < len(self.gpus) or not mine:
-            missing = [info.uuid for info in self.gpus if info.uuid not in mine]
-            self.gpu_fault = f"no reading of {', '.join(missing) or 'any GPU'}"
+    def on_gpu(self, samples: Mapping[str, GpuSample], failures: Mapping[str, str]) -> None:
+        """New readings of this instance's GPUs; `failures` says by UUID why one is missing."""
+        missing = [info.uuid for info in self.gpus if info.uuid not in samples]
+        if missing or not self.gpus:
+            told = [failures.get(uuid, f"no reading of {uuid}") for uuid in missing]
+            self.gpu_fault = f"GPU: {'; '.join(told) or 'none found yet'}"
             return
+        mine = {info.uuid: samples[info.uuid] for info in self.gpus}
         before, self.samples, self.gpu_fault = self.samples, mine, None
         if before and self.regime in DECIDES:
             used_j = sum(mine[u].energy_j - before[u].energy_j for u in mine if u in before)

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable
 from kvwatt.policy import PolicyParams
 from kvwattd.config import Config, InstanceConfig, Mode
 from kvwattd.durations import Durations
+from kvwattd.guard_child import GuardChild
 from kvwattd.guard_link import GuardLink, Wish
 from kvwattd.instance import InstanceRuntime
 from kvwattd.learning import SampleLog
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 GPU_PERIOD_S = 0.25
 GPU_RETRY_S = 2.0
 GPU_DEADLINE_S = 1.0
-MODELS_PERIOD_S = 0.5
 WATCHDOG_PERIOD_S = 1.0
 
 
@@ -56,6 +56,7 @@ class Daemon:
         self.runs = {c.name: self._runtime(c) for c in config.instances}
         self.models = Models(config.model.path, config.model.reload_s, self.permitted_clocks)
         self.link = GuardLink(config.guard.socket, config.guard.timeout_s, now, self._progressing)
+        self._guard_child = GuardChild(config) if config.guard.spawn else None
         self.samples = SampleLog(config.daemon.state_dir / "samples")
         selectors = [gpu for c in config.instances for gpu in c.gpus]
         self._reader = GpuReader(selectors, GPU_DEADLINE_S)
@@ -84,6 +85,8 @@ class Daemon:
             self._watchdog(),
         ]
         jobs += [self._polls(run) for run in self.runs.values()]
+        if self._guard_child is not None:
+            jobs.append(self._guard_child.run())
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(_forever(job)) for job in jobs]
@@ -186,7 +189,7 @@ class Daemon:
                 continue
             now_s = self.now()
             for run in self.runs.values():
-                run.on_gpu(samples, now_s)
+                run.on_gpu(samples, self._reader.failures)
             await asyncio.sleep(GPU_PERIOD_S)
 
     def _assign(self, infos: tuple[GpuInfo, ...]) -> None:
@@ -195,12 +198,14 @@ class Daemon:
         by_selector = dict(zip(selectors, infos, strict=True))
         for run in self.runs.values():
             run.gpus = tuple(by_selector[gpu] for gpu in run.config.gpus)
+        if self._guard_child is not None:
+            self._guard_child.allow([info.uuid for info in infos])
 
     async def _models(self) -> None:
         while True:
             for run in self.runs.values():
                 await self.models.refresh(run)
-            await asyncio.sleep(MODELS_PERIOD_S)
+            await asyncio.sleep(self.models.pause_s(self.runs.values()))
 
     async def _watchdog(self) -> None:
         """Tell the service manager that ticks go on; silence makes it restart us."""

@@ -1,0 +1,120 @@
+"""Loads and compiles models away from the loop, and says for each instance why it has none.
+
+An artifact that appears or changes while the daemon runs is taken up without a restart. A model of
+other hardware is refused: a wrong model is worse than none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvwatt.artifact import MANIFEST, ArtifactError, load_compiled, load_manifest
+from kvwatt.compiled import CompiledModel
+from kvwatt.manifest import Manifest
+from kvwatt.state import EngineShape
+from kvwattd.api.schemas import ModelView
+from kvwattd.instance import InstanceRuntime, ModelSlot
+
+log = logging.getLogger(__name__)
+
+WAITING_PERIOD_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """What a compiled table depends on; a change of any of it means compiling anew."""
+
+    stamp_ns: int
+    clocks_mhz: tuple[int, ...]
+    shape: EngineShape
+    hardware: tuple[str, ...]
+
+
+class Models:
+    """The artifact directory of the daemon and what was made of it for each instance."""
+
+    def __init__(
+        self, path: Path, reload_s: float, permitted: Callable[[InstanceRuntime], tuple[int, ...]]
+    ) -> None:
+        self._path = path
+        self._reload_s = reload_s
+        self._permitted = permitted
+        self._keys: dict[str, _Key | None] = {}
+        self._manifests: dict[str, Manifest] = {}
+
+    def pause_s(self, runs: Iterable[InstanceRuntime]) -> float:
+        """When to look again: soon while somebody has no model, else at the configured period."""
+        waiting = any(run.model.compiled is None and not run.model.refused for run in runs)
+        return min(WAITING_PERIOD_S, self._reload_s) if waiting else self._reload_s
+
+    async def refresh(self, run: InstanceRuntime) -> None:
+        """Take up a new artifact, new clocks or a new engine shape for one instance."""
+        shape = run.shape()
+        if shape is None or not run.gpus:
+            return
+        key = await asyncio.to_thread(self._key, run, shape)
+        if run.name in self._keys and key == self._keys[run.name]:
+            return
+        self._keys[run.name] = key
+        if key is None:
+            self._drop(run, f"no model in {self._path}: run `kvwatt profile` and `kvwatt train`")
+            return
+        try:
+            manifest, compiled = await asyncio.to_thread(self._load, key)
+        except (ArtifactError, ValueError) as error:
+            self._drop(run, f"model refused: {error}", refused=True)
+            return
+        self._manifests[run.name] = manifest
+        run.model = ModelSlot(compiled)
+        clocks = compiled.clocks_mhz
+        log.info(
+            "instance %s: model ready, %d clocks %d-%d MHz", run.name, len(clocks), clocks[0], clocks[-1]
+        )
+
+    def _key(self, run: InstanceRuntime, shape: EngineShape) -> _Key | None:
+        try:
+            stamp_ns = (self._path / MANIFEST).stat().st_mtime_ns
+        except OSError:
+            return None
+        return _Key(stamp_ns, self._permitted(run), shape, tuple(info.name for info in run.gpus))
+
+    def _load(self, key: _Key) -> tuple[Manifest, CompiledModel]:
+        manifest = load_manifest(self._path)
+        for name in key.hardware:
+            if name != manifest.hardware:
+                raise ArtifactError(f"trained on {manifest.hardware!r}, this GPU is {name!r}")
+        if manifest.tp != key.shape.tp:
+            raise ArtifactError(f"trained with tp={manifest.tp}, this instance has tp={key.shape.tp}")
+        low, high = manifest.clock_range_mhz
+        clocks = tuple(clock for clock in key.clocks_mhz if low <= clock <= high)
+        if not clocks:
+            raise ArtifactError(f"trained between {low:g} and {high:g} MHz; no permitted clock lies there")
+        return manifest, load_compiled(self._path, clocks, key.shape)
+
+    def _drop(self, run: InstanceRuntime, reason: str, refused: bool = False) -> None:
+        log.log(logging.WARNING if refused else logging.INFO, "instance %s: %s", run.name, reason)
+        self._manifests.pop(run.name, None)
+        run.model = ModelSlot(None, reason, refused)
+
+    def view(self, run: InstanceRuntime) -> ModelView:
+        """What REST tells about the model of one instance."""
+        manifest, slot = self._manifests.get(run.name), run.model
+        if manifest is None or slot.compiled is None:
+            state = "refused" if slot.refused else "missing"
+            return ModelView(state=state, reason=slot.missing or "", path=str(self._path))
+        return ModelView(
+            state="ready",
+            path=str(self._path),
+            hardware=manifest.hardware,
+            vllm_version=manifest.vllm_version,
+            created=manifest.created,
+            samples=manifest.rows,
+            step_error_ratio=manifest.errors.get("fold_decode_mape"),
+            power_error_ratio=manifest.errors.get("fold_power_mape"),
+            upper_factor=slot.compiled.upper_factor,
+            ranges=dict(manifest.ranges),
+        )

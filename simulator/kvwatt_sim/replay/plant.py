@@ -1,0 +1,151 @@
+"""One simulated engine on one simulated GPU group in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kvwatt.state import EngineShape, EngineSnapshot, GpuSample
+from kvwatt_sim.cards import Card
+from kvwatt_sim.engine import Engine, EventKind, FinishReason, Request, RequestRecord
+from kvwatt_sim.gpu import capped_clock_mhz, power_w, step
+from kvwatt_sim.replay.meter import E2E_S, LENGTH_TOKENS, STEP_TOKENS, TBT_S, TTFT_S, Meter
+from kvwatt_sim.traces import TraceRequest
+
+MAX_TOKENS = 2048
+
+
+@dataclass
+class Meters:
+    """What the page's histograms hold."""
+
+    ttft: Meter = field(default_factory=lambda: Meter(TTFT_S))
+    tbt: Meter = field(default_factory=lambda: Meter(TBT_S))
+    itl: Meter = field(default_factory=lambda: Meter(TBT_S))
+    e2e: Meter = field(default_factory=lambda: Meter(E2E_S))
+    prompts: Meter = field(default_factory=lambda: Meter(LENGTH_TOKENS))
+    outputs: Meter = field(default_factory=lambda: Meter(LENGTH_TOKENS))
+    iterations: Meter = field(default_factory=lambda: Meter(STEP_TOKENS))
+
+
+class VirtualPlant:
+    """Engine and GPU driven to any later moment by `advance`; `energy_j` is the integral of power."""
+
+    def __init__(self, card: Card, shape: EngineShape, requests: Sequence[TraceRequest]) -> None:
+        self.card = card
+        self.engine = Engine(shape, token_events=False)
+        self.records: list[RequestRecord] = []
+        self.now_s = 0.0
+        self.energy_j = 0.0
+        self._requests = requests
+        self._next = 0
+        self._meters = Meters()
+        self._clock_mhz = card.boost_mhz
+        self._pending: tuple[float, int] | None = None
+        self._power_w = 0.0
+        self._actual_mhz = card.boost_mhz
+
+    def set_clock(self, clock_mhz: int | None, latency_s: float) -> None:
+        """Lock the clock (None: driver default); it takes effect `latency_s` later."""
+        self._pending = (self.now_s + latency_s, clock_mhz if clock_mhz is not None else self.card.boost_mhz)
+
+    @property
+    def done(self) -> bool:
+        """Every request has arrived and finished."""
+        return self._next >= len(self._requests) and self.engine.running + self.engine.waiting == 0
+
+    def advance(self, until_s: float) -> None:
+        """Run steps until `until_s`; a step in progress is finished and may end a little later."""
+        while self.now_s < until_s:
+            self._switch()
+            self._arrive()
+            if not self._step():
+                self._idle(until_s)
+
+    def _switch(self) -> None:
+        if self._pending is not None and self.now_s >= self._pending[0]:
+            self._clock_mhz = self._pending[1]
+            self._pending = None
+
+    def _arrive(self) -> None:
+        while self._next < len(self._requests) and self._requests[self._next].arrival_s <= self.now_s:
+            r = self._requests[self._next]
+            request = Request(f"r{self._next}", r.arrival_s, r.prompt_tokens, r.output_tokens, MAX_TOKENS)
+            self.engine.add(request)
+            self._next += 1
+
+    def _idle(self, until_s: float) -> None:
+        following = self._requests[self._next].arrival_s if self._next < len(self._requests) else until_s
+        wake_s = min(until_s, following)
+        if self._pending is not None:
+            wake_s = min(wake_s, max(self._pending[0], self.now_s))
+        self._spend(max(wake_s - self.now_s, 1e-9), self._clock_mhz, 0.0, 0.0)
+
+    def _step(self) -> bool:
+        plan = self.engine.schedule(self.now_s)
+        if plan is None:
+            return False
+        load = (plan.decode_batch, plan.kv_tokens, plan.prefill_tokens, plan.prefill_context_tokens)
+        at = step(self.card, self._clock_mhz, *load)
+        clock = capped_clock_mhz(self.card, self._clock_mhz, at.compute, at.memory)
+        if clock != self._clock_mhz:
+            at = step(self.card, clock, *load)
+        self._spend(at.time_s, clock, at.compute, at.memory)
+        if plan.decode_batch:
+            self._meters.itl.observe(at.time_s, plan.decode_batch)
+        self._meters.iterations.observe(plan.scheduled_tokens)
+        for event in self.engine.complete(plan, self.now_s):
+            if event.kind is EventKind.FIRST:
+                arrival_s = self._requests[int(event.request_id[1:])].arrival_s
+                self._meters.ttft.observe(event.t_s - arrival_s)
+            if event.record is not None:
+                self._finished(event.record)
+        return True
+
+    def _spend(self, dt_s: float, clock_mhz: int, compute: float, memory: float) -> None:
+        self._power_w = power_w(self.card, clock_mhz, compute, memory) * self.card.tp
+        self._actual_mhz = clock_mhz
+        self.energy_j += self._power_w * dt_s
+        self.now_s += dt_s
+
+    def _finished(self, record: RequestRecord) -> None:
+        self.records.append(record)
+        m, request = self._meters, record.request
+        m.e2e.observe(record.finished_s - request.arrival_s)
+        m.prompts.observe(request.prompt_tokens)
+        m.outputs.observe(record.output_tokens)
+        if record.first_token_s is not None and record.last_token_s is not None and record.output_tokens > 1:
+            m.tbt.observe((record.last_token_s - record.first_token_s) / (record.output_tokens - 1))
+
+    def snapshot(self) -> EngineSnapshot:
+        """The metrics page at this moment."""
+        e, m, shape = self.engine, self._meters, self.engine.shape
+        return EngineSnapshot(
+            observed_s=self.now_s,
+            model_name=self.card.name,
+            engine="0",
+            running=e.running,
+            waiting=e.waiting,
+            waiting_for_capacity=e.waiting,
+            kv_usage=e.kv_usage,
+            block_size=shape.block_size,
+            num_blocks=shape.num_blocks,
+            asleep=False,
+            prompt_tokens_total=e.counters.prompt_tokens,
+            prompt_tokens_cached_total=e.counters.prompt_tokens_cached,
+            generation_tokens_total=e.counters.generation_tokens,
+            preemptions_total=e.counters.preemptions,
+            requests_finished_total=sum(e.counters.finished[reason] for reason in FinishReason),
+            iterations=m.iterations.histogram(),
+            prompt_lengths=m.prompts.histogram(),
+            generation_lengths=m.outputs.histogram(),
+            ttft_s=m.ttft.histogram(),
+            tbt_s=m.tbt.histogram(),
+            itl_s=m.itl.histogram(),
+            e2e_s=m.e2e.histogram(),
+        )
+
+    def sample(self, uuid: str) -> GpuSample:
+        """The GPU reading at this moment (all GPUs of the group as one)."""
+        busy = 1.0 if self.engine.running else 0.0
+        return GpuSample(self.now_s, uuid, self._actual_mhz, self._power_w, self.energy_j, 50.0, busy, 0)
