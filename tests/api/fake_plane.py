@@ -1,0 +1,172 @@
+"""A control plane in memory that enforces the daemon's rules and remembers what was done."""
+
+from __future__ import annotations
+
+from kvwatt.state import Binding, Decision, Forecast, Metric, Slo, SloTarget
+from kvwattd.api.ports import Rejected, UnknownInstance
+from kvwattd.api.schemas import (
+    AttainmentView,
+    BuildView,
+    DecisionView,
+    DurationView,
+    GpuView,
+    GuardView,
+    HealthView,
+    InstanceView,
+    ModelView,
+    ModeView,
+    OverrideRequest,
+    OverrideView,
+    ProjectionView,
+    ReadyView,
+    SavingsView,
+    SloView,
+    StatusView,
+    StepView,
+    TelemetryView,
+)
+from kvwattd.config import Mode
+from kvwattd.regime import Regime
+
+UUID = "GPU-00000000-0000-0000-0000-000000000001"
+TOKEN = "0123456789abcdef-secret"
+SUPPORTED_MHZ = (600, 900, 1200)
+
+
+class FakePlane:
+    def __init__(self) -> None:
+        self.slo_views = {"chat": SloView.of(Slo(tbt=SloTarget(0.1)))}
+        self.mode_view = ModeView(mode=Mode.SHADOW)
+        self.override: OverrideView | None = None
+        self.reasons: list[str] = []
+        self.alive = True
+        self.statuses = 0
+
+    def _known(self, instance: str) -> None:
+        if instance not in self.slo_views:
+            raise UnknownInstance(instance, self.slo_views)
+
+    def status(self) -> StatusView:
+        self.statuses += 1
+        return StatusView(
+            build=BuildView(version="0.1.0", python="3.11.9"),
+            mode=self.mode_view.mode,
+            uptime_s=12.5,
+            ticks_total=125,
+            ticks_skipped_total=1,
+            decision_duration=DurationView(bounds_s=(0.001, 0.01), cumulative=(3, 4), sum_s=0.02, count=5),
+            guard=GuardView(state="connected", version="1", lease_s=2.0, lease_left_s=1.5),
+            instances=self.instances(),
+        )
+
+    def instances(self) -> list[InstanceView]:
+        return [instance_view(self.mode_view.mode, self.slo_views["chat"], self.override), blind_instance()]
+
+    def decisions(self, instance: str | None, limit: int) -> list[DecisionView]:
+        if instance is not None:
+            self._known(instance)
+        return [decision_view()][:limit]
+
+    def slos(self) -> dict[str, SloView]:
+        return dict(self.slo_views)
+
+    def set_slo(self, instance: str, slo: SloView) -> SloView:
+        self._known(instance)
+        if slo.slo() == Slo():
+            raise Rejected("nothing is promised", "at least one of ttft, tbt, e2e")
+        self.slo_views[instance] = slo
+        return slo
+
+    def mode(self) -> ModeView:
+        return self.mode_view
+
+    def set_mode(self, mode: ModeView) -> ModeView:
+        self.mode_view = mode
+        return mode
+
+    def set_override(self, instance: str, request: OverrideRequest) -> OverrideView:
+        self._known(instance)
+        if request.clock_mhz is not None and request.clock_mhz not in SUPPORTED_MHZ:
+            accepted = f"one of {', '.join(map(str, SUPPORTED_MHZ))} MHz"
+            raise Rejected("not a supported clock", accepted, "clock_mhz", request.clock_mhz)
+        self.override = OverrideView(
+            instance=instance, clock_mhz=request.clock_mhz, left_s=request.duration_s
+        )
+        return self.override
+
+    def clear_override(self, instance: str) -> None:
+        self._known(instance)
+        self.override = None
+
+    def model(self, instance: str) -> ModelView:
+        self._known(instance)
+        return ModelView(state="ready", hardware="Simulated L20", samples=420)
+
+    def healthy(self) -> HealthView:
+        return HealthView(ok=self.alive, last_tick_age_s=0.05)
+
+    def ready(self) -> ReadyView:
+        return ReadyView(ready=not self.reasons, reasons=self.reasons)
+
+
+def decision_view() -> DecisionView:
+    unbounded = Forecast(600, float("inf"), 0.5, 3.0, 120.0, feasible=False)
+    chosen = Forecast(900, 0.05, 0.4, 2.5, 150.0, feasible=True)
+    decision = Decision(5.0, 900, Binding.TBT, "600 MHz would break TBT", chosen, unbounded, None, 8.0, 900.0)
+    return DecisionView.of(
+        "chat", decision, decided_unix_s=1_700_000_000.0, regime=Regime.SHADOW, applied=False
+    )
+
+
+def instance_view(mode: Mode, slo: SloView, override: OverrideView | None) -> InstanceView:
+    gpu = GpuView(
+        uuid=UUID,
+        name="Simulated L20",
+        clock_target_mhz=900,
+        clock_actual_mhz=885,
+        power_w=151.5,
+        energy_j=1234.5,
+        temperature_c=55.0,
+        utilization=0.8,
+        event_reasons=0x4,
+        age_s=0.1,
+    )
+    return InstanceView(
+        name="chat",
+        url="http://127.0.0.1:8000",
+        model_name="m",
+        regime=Regime.SHADOW,
+        mode=mode,
+        clock_target_mhz=900,
+        clock_changes_total=7,
+        gpus=[gpu],
+        power_w=151.5,
+        energy_j=1234.5,
+        running=8,
+        waiting=0,
+        kv_usage=0.25,
+        projection=ProjectionView(horizon_s=5.0, batch=9.5, kv_tokens=9000, kv_usage=0.3),
+        step=StepView(
+            predicted_s=0.05, measured_s=0.04, error_ratio=0.25, bias=1.02, upper_factor=1.1, drifted=False
+        ),
+        slo=slo,
+        attainment={Metric.TBT: AttainmentView(limit_s=0.1, quantile=0.99, met=99, total=100, ratio=0.99)},
+        telemetry=TelemetryView(age_s=0.2, fresh=True, polls_total=24, errors_total={"timeout": 2}),
+        model=ModelView(state="ready"),
+        savings=SavingsView(baseline_j=2000, actual_j=1234.5, saved_j=765.5, saved_ratio=0.38),
+        override=override,
+        decisions_total={Binding.TBT: 20, Binding.ENERGY: 100},
+        last_decision=decision_view(),
+    )
+
+
+def blind_instance() -> InstanceView:
+    """An instance of which nothing was ever seen."""
+    return InstanceView(
+        name='b"\\\nlind',
+        url="http://127.0.0.1:8001",
+        regime=Regime.FAILSAFE,
+        mode=Mode.SHADOW,
+        gpus=[GpuView(uuid="GPU-2")],
+        model=ModelView(state="missing"),
+    )
