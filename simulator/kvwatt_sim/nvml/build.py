@@ -22,7 +22,7 @@ CONTROL_NAME = "libkvwattsim.so"
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")
 LINK = ("-Wl,-Bsymbolic", "-Wl,-z,defs", "-lm", "-lpthread")
 _SHARED = ("state.c", "law.c", "motion.c")
-_NVML = (
+NVML_SOURCES = (
     *_SHARED,
     "api.c",
     "nvml_system.c",
@@ -31,7 +31,7 @@ _NVML = (
     "nvml_set.c",
     "unsupported.c",
 )
-_CONTROL = (*_SHARED, "control.c")
+CONTROL_SOURCES = (*_SHARED, "control.c")
 
 
 class BuildError(RuntimeError):
@@ -106,8 +106,8 @@ def _build_into(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        compile_library(command, work / NVML_NAME, _NVML)
-        compile_library(command, work / CONTROL_NAME, _CONTROL)
+        compile_library(command, work / NVML_NAME, NVML_SOURCES)
+        compile_library(command, work / CONTROL_NAME, CONTROL_SOURCES)
         (work / "libnvidia-ml.so").symlink_to(NVML_NAME)
         work.chmod(0o755)  # mkdtemp gives 0700; other users' processes may load the libraries
         _move(work, target)

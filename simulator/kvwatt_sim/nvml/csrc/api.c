@@ -109,11 +109,11 @@ static int take_fault(kvws_gpu *gpu, const char *name, kvws_fault *fault)
     return 0;
 }
 
-/* Sleeps without the mutex, until the time is over or the faults are cleared. */
-static void hang(kvws_gpu *gpu, double seconds)
+/* Sleeps without the mutex, until the time is over or the faults are cleared. `epoch` is the one of the
+ * moment at which the fault was taken, read under the mutex, so that no clearing is missed. */
+static void hang(kvws_gpu *gpu, unsigned int epoch, double seconds)
 {
     const struct timespec poll = {0, HANG_POLL_NS};
-    unsigned int epoch = atomic_load(&gpu->fault_epoch);
     double until_s = kvws_real_now_s() + seconds;
     while (atomic_load(&gpu->fault_epoch) == epoch && kvws_real_now_s() < until_s)
         nanosleep(&poll, NULL);
@@ -135,8 +135,9 @@ nvmlReturn_t kvws_api_begin(nvmlDevice_t device, const char *name, kvws_call *ca
         call->fault = (nvmlReturn_t)fault.error;
         call->obedience = fault.obedience;
         if (fault.hang_s + fault.slow_s > 0) {
+            unsigned int epoch = atomic_load(&call->gpu->fault_epoch);
             kvws_state_unlock(state);
-            hang(call->gpu, fault.hang_s + fault.slow_s);
+            hang(call->gpu, epoch, fault.hang_s + fault.slow_s);
             if (kvws_state_lock(state))
                 return NVML_ERROR_UNKNOWN;
         }
@@ -169,10 +170,11 @@ nvmlReturn_t kvws_api_system_fault(kvws_state *state, const char *name)
     for (int i = 0; i < first->n_faults && !taken; i++)
         if (strcmp(first->faults[i].call, name) == 0)
             taken = take_fault(first, name, &fault);
+    unsigned int epoch = atomic_load(&first->fault_epoch);
     kvws_state_unlock(state);
     if (!taken)
         return NVML_SUCCESS;
-    hang(first, fault.hang_s + fault.slow_s);
+    hang(first, epoch, fault.hang_s + fault.slow_s);
     return (nvmlReturn_t)fault.error;
 }
 
