@@ -115,7 +115,12 @@ def _solve(
         ftol=1e-10,
     )
     values = (found.x * starts).tolist()
-    return {name: float(f"{value:.{DIGITS}g}") for name, value in zip(ranges, values, strict=True)}
+    return {name: _rounded(value, start) for name, value, start in zip(ranges, values, starts, strict=True)}
+
+
+def _rounded(value: float, start: float) -> float:
+    """The digits a card keeps; what the bound at zero holds back is zero."""
+    return float(f"{value:.{DIGITS}g}") if value > 1e-6 * start else 0.0
 
 
 def _step(plant: gpu.Plant, point: StepPoint) -> gpu.Step:
