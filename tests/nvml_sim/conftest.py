@@ -35,7 +35,6 @@ def gpu_spec(index: int = 0, **changes: Any) -> GpuSpec:
         "min_cap_w": 100.0,
         "max_cap_w": 275.0,
         "switch_latency_s": 0.1,
-        "thermal_c_per_w": 0.1,
     }
     return GpuSpec(**(settings | changes))
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvwatt_sim import cards
 from kvwatt_sim.gpu import power_law_w
 from kvwatt_sim.nvml.build import NvmlLibs
 from kvwatt_sim.nvml.control import SimGpus
@@ -115,7 +116,7 @@ def test_heat_lowers_the_clock_step_by_step(gpus: SimGpus, spec: GpuSpec) -> Non
 
 def test_temperature_follows_power(libs: NvmlLibs, tmp_path: Path, spec: GpuSpec) -> None:
     """A badly cooled GPU warms up, throttles by itself and stays near its slowdown temperature."""
-    hot = replace(spec, thermal_c_per_w=0.5, thermal_tau_s=5.0)
+    hot = replace(spec, heat_rise_c=140.0, thermal_tau_s=5.0)
     with SimGpus.create(tmp_path / "hot", [hot], manual_time=True, libs=libs) as gpus:
         gpus.publish(0, 0.8, 0.2)
         start_c = gpus.read(0).temperature_c
@@ -209,3 +210,15 @@ def test_laws_hold_on_any_history(stage: SimGpus, steps: list[tuple[Any, ...]]) 
         assert now.power_w <= cap_w or now.clock_mhz == clocks[0]
         assert 0 <= now.busy <= 1
         assert now.temperature_c >= spec.ambient_c
+
+
+@pytest.mark.parametrize("name", ["l20", "a100", "h200"])
+def test_cards_run_cool_at_full_load(name: str, libs: NvmlLibs, tmp_path: Path) -> None:
+    """A shipped card under full load for ten minutes does not throttle for heat and keeps its cap."""
+    spec = cards.load(name).gpu_spec("GPU-card")
+    with SimGpus.create(tmp_path / "card", [spec], manual_time=True, libs=libs) as gpus:
+        gpus.publish(0, 1.0, 1.0)
+        gpus.advance(600.0)
+        now = gpus.read(0)
+    assert now.reasons in (0, POWER_CAP)
+    assert 0.3 * spec.cap_w < now.power_w <= spec.cap_w

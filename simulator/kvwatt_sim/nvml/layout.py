@@ -30,7 +30,7 @@ class CSpec(ctypes.Structure):
         ("law", ctypes.c_double * LAW_PARAMS),
         *_all(ctypes.c_double, "default_cap_w min_cap_w max_cap_w cap_w"),
         *_all(ctypes.c_double, "switch_latency_s idle_after_s energy_update_s"),
-        *_all(ctypes.c_double, "ambient_c thermal_c_per_w thermal_tau_s slowdown_c"),
+        *_all(ctypes.c_double, "ambient_c slowdown_c heat_rise_c thermal_tau_s"),
         *_all(ctypes.c_int32, "arch cuda_version memory_clock_mhz boost_mhz idle_mhz mig persistence"),
         ("n_clocks", ctypes.c_int32),
         ("clocks_mhz", ctypes.c_int32 * MAX_CLOCKS),
@@ -75,7 +75,7 @@ class CLogEntry(ctypes.Structure):
 
 _SAME = (
     "memory_total_bytes", "default_cap_w", "min_cap_w", "max_cap_w", "switch_latency_s", "idle_after_s",
-    "energy_update_s", "ambient_c", "thermal_c_per_w", "thermal_tau_s", "slowdown_c", "cuda_version",
+    "energy_update_s", "ambient_c", "heat_rise_c", "thermal_tau_s", "slowdown_c", "cuda_version",
     "memory_clock_mhz", "boost_mhz", "idle_mhz",
 )  # fmt: skip
 _TEXT = ("name", "uuid", "driver_version")

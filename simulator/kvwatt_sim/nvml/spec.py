@@ -69,7 +69,7 @@ class GpuSpec:
     mig: bool = False
     persistence: bool = True
     ambient_c: float = 30.0
-    thermal_c_per_w: float = 0.12
+    heat_rise_c: float = 45.0  # over ambient, once settled at the default cap
     thermal_tau_s: float = 20.0
     slowdown_c: float = 90.0
     driver_version: str = "570.124.06"
@@ -125,7 +125,7 @@ class GpuSpec:
             "idle_after_s",
             "energy_update_s",
             "thermal_tau_s",
-            "thermal_c_per_w",
+            "heat_rise_c",
         ):
             value = float(getattr(self, key))
             if not math.isfinite(value) or value < 0:

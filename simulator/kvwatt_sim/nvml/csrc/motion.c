@@ -17,6 +17,11 @@ static double approach(double from, double to, double dt_s, double tau_s)
     return tau_s > 0 ? to + (from - to) * exp(-dt_s / tau_s) : to;
 }
 
+static double settled_temperature_c(const kvws_spec *spec, double power_w)
+{
+    return spec->ambient_c + spec->heat_rise_c * power_w / spec->default_cap_w;
+}
+
 /* Puts every lock into force whose time has come. */
 static void apply_requests(kvws_gpu *gpu, double now_s)
 {
@@ -49,7 +54,7 @@ static double next_event_s(const kvws_gpu *gpu, const kvws_motion *motion, doubl
     const kvws_spec *spec = &gpu->spec;
     double next_s = until_s;
     double idle_s = gpu->idle_since_s + spec->idle_after_s;
-    double settled_c = spec->ambient_c + spec->thermal_c_per_w * motion->power_w;
+    double settled_c = settled_temperature_c(spec, motion->power_w);
     double edge_c = spec->slowdown_c - THERMAL_MARGIN_C;
     if (gpu->n_requests && gpu->requests[0].at_s < next_s)
         next_s = gpu->requests[0].at_s;
@@ -76,7 +81,7 @@ static void integrate(const kvws_gpu *gpu, kvws_motion *motion, double to_s)
     motion->average_w = approach(motion->average_w, motion->power_w, dt_s, AVERAGE_TAU_S);
     motion->busy = approach(motion->busy, busy, dt_s, AVERAGE_TAU_S);
     motion->memory_busy = approach(motion->memory_busy, gpu->memory, dt_s, AVERAGE_TAU_S);
-    double settled_c = spec->ambient_c + spec->thermal_c_per_w * motion->power_w;
+    double settled_c = settled_temperature_c(spec, motion->power_w);
     motion->temperature_c = approach(motion->temperature_c, settled_c, dt_s, spec->thermal_tau_s);
     motion->t_s = to_s;
 }
@@ -92,7 +97,7 @@ void kvws_gpu_start(kvws_gpu *gpu, double now_s)
     motion->temperature_c = gpu->spec.ambient_c;
     settle_now(gpu, motion);
     motion->average_w = motion->power_w;
-    motion->temperature_c += gpu->spec.thermal_c_per_w * motion->power_w;
+    motion->temperature_c = settled_temperature_c(&gpu->spec, motion->power_w);
 }
 
 void kvws_gpu_advance(kvws_gpu *gpu, double now_s)

@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #define KVWS_MAGIC 0x6b767773u
-#define KVWS_LAYOUT 1u
+#define KVWS_LAYOUT 2u
 #define KVWS_MAX_GPUS 8
 #define KVWS_MAX_CLOCKS 256
 #define KVWS_LAW_PARAMS 16
@@ -35,7 +35,8 @@ typedef struct {
     double law[KVWS_LAW_PARAMS];
     double default_cap_w, min_cap_w, max_cap_w, cap_w;
     double switch_latency_s, idle_after_s, energy_update_s;
-    double ambient_c, thermal_c_per_w, thermal_tau_s, slowdown_c;
+    double ambient_c, slowdown_c;
+    double heat_rise_c, thermal_tau_s; /* rise over ambient once settled at the default cap */
     int32_t arch, cuda_version, memory_clock_mhz, boost_mhz, idle_mhz;
     int32_t mig, persistence;
     int32_t n_clocks;
