@@ -1,0 +1,5 @@
+"""`python -m kvwattd` is `kvwatt`."""
+
+from kvwattd.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Commands of `kvwatt`; cli.py imports each only when it is called."""
