@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -149,3 +150,19 @@ def test_bad_specifications_are_refused_by_name(
         GpuSpec(**{**settings, **change})
     with pytest.raises(ValueError, match="idle_w = -1"):
         PowerLaw(f_ref_mhz=2520, idle_w=-1)
+
+
+def test_control_needs_only_the_standard_library(gpus: SimGpus) -> None:
+    """The control side works without any installed package, as inside a serving engine's environment."""
+    root = Path(symbols.__file__).parents[2]
+    code = f"""if True:
+        import sys
+        sys.path.insert(0, {str(root)!r})
+        from pathlib import Path
+        from kvwatt_sim.nvml.control import SimGpus
+        print(SimGpus.open(Path({str(gpus.path)!r})).clock_mhz(0))
+    """
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.strip(), done.stderr) == ("210", "")
