@@ -2,7 +2,7 @@
 
 One row is one measured operating point. `kvwatt profile` writes the canonical columns; published
 tables with `freq_mhz, batch, context_tokens, step_seconds` (decode) or `freq_mhz, input_tokens, seconds`
-(prefill) are read as well.
+(prefill), and idle power as `state, power_w`, are read as well. Lines starting with # are notes.
 """
 
 from __future__ import annotations
@@ -79,13 +79,29 @@ class ProfileTable:
 
 def parse_csv(text: str, name: str = "profile") -> list[ProfileRow]:
     """Rows of a profile in any accepted layout; `name` is used in error messages."""
-    reader = csv.DictReader(io.StringIO(text))
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    skipped = text.count("\n#") + text.startswith("#")
+    reader = csv.DictReader(io.StringIO("\n".join(lines)))
     header = tuple(reader.fieldnames or ())
     convert = _layout(header, name)
-    rows = [convert(_Cells(record, f"{name}, line {number}")) for number, record in enumerate(reader, 2)]
+    numbered = enumerate(reader, 2 + skipped)
+    converted = [convert(_Cells(record, f"{name}, line {number}")) for number, record in numbered]
+    rows = [row for row in converted if row is not None]
     if not rows:
         raise ProfileError(f"{name}: no rows below the header")
     return rows
+
+
+def parse_notes(text: str) -> dict[str, str]:
+    """The `# key: value` lines that `kvwatt profile` puts above the header: hardware, vLLM version, model."""
+    notes = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        key, found, value = line[1:].partition(":")
+        if found:
+            notes[key.strip()] = value.strip()
+    return notes
 
 
 def table_of(rows: Iterable[ProfileRow], tp: int | None = None) -> ProfileTable:
@@ -120,15 +136,56 @@ def _column(rows: Sequence[ProfileRow], name: str) -> Floats:
     return np.array([getattr(row, name) for row in rows], dtype=np.float64)
 
 
+Point = tuple[float, float, float, float]  # clock, decode batch, KV tokens, prefill tokens
+
+
+def parse_points(text: str, name: str = "points") -> tuple[list[str], list[dict[str, str]], list[Point]]:
+    """Header, records as they stand, and the operating points they describe (nothing measured needed)."""
+    reader = csv.DictReader(io.StringIO(text))
+    header = list(reader.fieldnames or ())
+    convert = _point_layout(set(header), name)
+    records = [{key: row.get(key) or "" for key in header} for row in reader]
+    if not records:
+        raise ProfileError(f"{name}: no rows below the header")
+    points = [convert(_Cells(record, f"{name}, line {line}")) for line, record in enumerate(records, 2)]
+    return header, records, points
+
+
+def _point_layout(header: set[str], name: str) -> Callable[[_Cells], Point]:
+    if "clock_mhz" in header:
+        return lambda cells: (
+            cells.number("clock_mhz", 1),
+            cells.number("decode_batch", default=0),
+            cells.number("kv_tokens", default=0),
+            cells.number("prefill_tokens", default=0),
+        )
+    if {"freq_mhz", "batch", "context_tokens"} <= header:
+        return lambda cells: (
+            cells.number("freq_mhz", 1),
+            cells.number("batch"),
+            cells.number("batch") * cells.number("context_tokens"),
+            0.0,
+        )
+    if {"freq_mhz", "input_tokens"} <= header:
+        return lambda cells: (cells.number("freq_mhz", 1), 0.0, 0.0, cells.number("input_tokens"))
+    raise ProfileError(
+        f"{name}: unknown columns {', '.join(sorted(header))}; accepted are clock_mhz with decode_batch, "
+        "kv_tokens, prefill_tokens; or freq_mhz, batch, context_tokens; or freq_mhz, input_tokens"
+    )
+
+
 class _Cells:
     """One record, read as checked numbers."""
 
-    def __init__(self, record: Mapping[str | None, str | None], where: str) -> None:
+    def __init__(self, record: Mapping[str, str | None], where: str) -> None:
         self._record = record
         self._where = where
 
+    def text(self, column: str) -> str:
+        return (self._record.get(column) or "").strip()
+
     def number(self, column: str, lowest: float = 0.0, default: float | None = None) -> float:
-        text = (self._record.get(column) or "").strip()
+        text = self.text(column)
         if not text and default is not None:
             return default
         try:
@@ -143,7 +200,7 @@ class _Cells:
         return int(self.number("tp", 1, default=1))
 
     def kind(self) -> str:
-        kind = (self._record.get("kind") or "").strip()
+        kind = self.text("kind")
         if kind not in KINDS:
             raise ProfileError(f"{self._where}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
         return kind
@@ -152,7 +209,7 @@ class _Cells:
 _TINY = 1e-9  # step times and powers must be above zero
 
 
-def _canonical(cells: _Cells) -> ProfileRow:
+def _canonical(cells: _Cells) -> ProfileRow | None:
     kind = cells.kind()
     step_default = math.nan if kind == "idle" else None
     power_default = None if kind == "idle" else math.nan
@@ -194,14 +251,24 @@ def _published_prefill(cells: _Cells) -> ProfileRow:
     )
 
 
-_LAYOUTS: tuple[tuple[set[str], Callable[[_Cells], ProfileRow]], ...] = (
+def _published_static(cells: _Cells) -> ProfileRow | None:
+    """Idle power at a locked clock; other states (parked, off) are no operating points."""
+    state, _, clock = cells.text("state").partition("@")
+    if state != "active_idle" or not clock.isdecimal():
+        return None
+    return ProfileRow(float(clock), 0, 0, 0, math.nan, cells.number("power_w", _TINY), kind="idle")
+
+
+_Convert = Callable[[_Cells], ProfileRow | None]
+_LAYOUTS: tuple[tuple[set[str], _Convert], ...] = (
     (set(COLUMNS) - {"tp"}, _canonical),
     ({"freq_mhz", "batch", "context_tokens", "step_seconds"}, _published_decode),
     ({"freq_mhz", "input_tokens", "seconds"}, _published_prefill),
+    ({"state", "power_w"}, _published_static),
 )
 
 
-def _layout(header: tuple[str, ...], name: str) -> Callable[[_Cells], ProfileRow]:
+def _layout(header: tuple[str, ...], name: str) -> _Convert:
     for needed, convert in _LAYOUTS:
         if needed <= set(header):
             return convert

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,13 +56,17 @@ def train(
 
     `folds` defaults to 10, or 5 above 500 rows.
     """
-    options = options or BoostOptions()
+    options = options if options is not None else BoostOptions()
     count = folds or (10 if len(table) <= 500 else 5)
     model = fit(table, origin, options)
-    random = cross_validate(table, origin, random_folds(len(table), count), options)
+
+    def fit_fold(rows: ProfileTable) -> StepModel:
+        return fit(rows, origin, options)
+
+    random = cross_validate(table, random_folds(len(table), count), fit_fold)
     errors = {f"fold_{key}": value for key, value in scores(table, random).items()}
     if by_clock and len(np.unique(table.clock_mhz)) >= 4:
-        clocks = cross_validate(table, origin, clock_folds(table.clock_mhz), options)
+        clocks = cross_validate(table, clock_folds(table.clock_mhz), fit_fold)
         errors |= {f"clock_{key}": value for key, value in scores(table, clocks).items()}
         inside = (table.clock_mhz > table.clock_mhz.min()) & (table.clock_mhz < table.clock_mhz.max())
         errors |= {f"inner_clock_{key}": v for key, v in scores(table, clocks, inside).items()}
@@ -69,9 +74,10 @@ def train(
     return replace(model, upper_factor=factor, manifest=replace(model.manifest, errors=errors))
 
 
-def fit(table: ProfileTable, origin: Origin, options: BoostOptions) -> StepModel:
+def fit(table: ProfileTable, origin: Origin, options: BoostOptions | None = None) -> StepModel:
     """Priors and corrections on all rows; `upper_factor` is that of the training residuals."""
     _check(table)
+    options = options if options is not None else BoostOptions()
     prior = fit_step_prior(table)
     log_ratio = np.log(table.step_time_s / prior.step_time_s(table.clock_mhz, *table.load))
     trees = boost(table, log_ratio, options)
@@ -122,19 +128,22 @@ def clock_folds(clock_mhz: Floats, most: int = MAX_CLOCK_FOLDS) -> Iterator[Mask
         yield clock_mhz == clock
 
 
+class Predictor(Protocol):
+    """What cross-validation asks of a fitted model; all arguments have shape (n,)."""
+
+    def step_time_s(self, clock_mhz: Floats, batch: Floats, kv: Floats, prefill: Floats, /) -> Floats: ...
+    def power_w(self, clock_mhz: Floats, batch: Floats, kv: Floats, prefill: Floats, /) -> Floats: ...
+
+
 def cross_validate(
-    table: ProfileTable,
-    origin: Origin,
-    folds: Iterator[Mask],
-    options: BoostOptions | None = None,
-    fit_fold: Callable[[ProfileTable, Origin, BoostOptions], StepModel] = fit,
+    table: ProfileTable, folds: Iterable[Mask], fit_fold: Callable[[ProfileTable], Predictor]
 ) -> OutOfFold:
     """Predictions for each fold's rows by a model fitted to the others; folds too small are skipped."""
     step = np.full(len(table), np.nan)
     power = np.full(len(table), np.nan)
     for held_out in folds:
         try:
-            model = fit_fold(table.select(~held_out), origin, options or BoostOptions())
+            model = fit_fold(table.select(~held_out))
         except TrainingError:
             continue
         unseen = table.select(held_out)

@@ -1,0 +1,113 @@
+"""`kvwatt train`: profile tables in, model artifact and its errors out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from kvwatt.manifest import Manifest
+    from kvwatt.profiles import ProfileTable
+    from kvwatt.training import Origin
+
+LABELS = {
+    "ips_r2": "iterations/s R2",
+    "ips_mae": "iterations/s MAE",
+    "decode_mape": "decode step time MAPE",
+    "prefill_mape": "prefill time MAPE",
+    "power_mape": "power MAPE",
+    "power_batch16_mape": "power MAPE, batch >= 16",
+}
+SPLITS = {"fold": "random folds", "clock": "clock left out", "inner_clock": "inner clock left out"}
+
+
+def train(
+    profile: Annotated[
+        list[Path], typer.Option(help="Table written by `kvwatt profile`, or decode table; may be repeated.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the model.")],
+    prefill: Annotated[list[Path] | None, typer.Option(help="Prefill table, when it is separate.")] = None,
+    idle: Annotated[list[Path] | None, typer.Option(help="Idle power table, when it is separate.")] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="GPU name as the driver states it; default: what the table says.")
+    ] = None,
+    tp: Annotated[int | None, typer.Option(help="Tensor-parallel size, when the table has several.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Random folds; default 10, or 5 above 500 rows.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the errors as JSON.")] = False,
+) -> None:
+    """Fit the step-time and power model and report its cross-validated errors.
+
+    Exit codes: 0 model written, 2 the tables cannot carry one.
+    """
+    from kvwatt import artifact
+    from kvwatt.profiles import ProfileError
+    from kvwatt.training import TrainingError
+    from kvwatt.training import train as fit_model
+
+    try:
+        table, origin = read_tables([*profile, *(prefill or ()), *(idle or ())], hardware, tp)
+        model = fit_model(table, origin, folds=folds)
+        artifact.save(model, output)
+    except (ProfileError, TrainingError, OSError) as error:
+        typer.echo(f"kvwatt train: {error}", err=True)
+        raise typer.Exit(2) from error
+    if json_output:
+        typer.echo(_as_json(model.manifest, model.upper_factor, output))
+    else:
+        _show(model.manifest, model.upper_factor, output)
+
+
+def read_tables(paths: list[Path], hardware: str | None, tp: int | None) -> tuple[ProfileTable, Origin]:
+    """All tables as one, and where they come from. Raises ProfileError, OSError."""
+    from datetime import UTC, datetime
+
+    from kvwatt.profiles import ProfileError, parse_csv, parse_notes, table_of
+    from kvwatt.training import Origin
+
+    texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in paths}
+    notes = {key: value for text in texts.values() for key, value in parse_notes(text).items()}
+    rows = [row for path, text in texts.items() for row in parse_csv(text, str(path))]
+    name = hardware or notes.get("hardware")
+    if not name:
+        raise ProfileError("the tables do not say which GPU they come from: give --hardware NAME")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    vllm, served = notes.get("vllm_version", "unknown"), notes.get("model_name", "unknown")
+    return table_of(rows, tp), Origin(name, vllm, served, created)
+
+
+def _as_json(manifest: Manifest, upper_factor: float, output: Path) -> str:
+    import json
+
+    document = {"model": str(output), "upper_factor": upper_factor, **manifest.as_dict()}
+    return json.dumps(document, indent=2)
+
+
+def _show(manifest: Manifest, upper_factor: float, output: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    splits = [split for split in SPLITS if any(key.startswith(f"{split}_") for key in manifest.errors)]
+    shown = Table(
+        title=f"{manifest.hardware}, tp {manifest.tp}: errors on unseen points, {manifest.rows} rows"
+    )
+    shown.add_column("measure")
+    for split in splits:
+        shown.add_column(SPLITS[split], justify="right")
+    for key, label in LABELS.items():
+        values = [manifest.errors.get(f"{split}_{key}") for split in splits]
+        shown.add_row(label, *(_cell(key, value) for value in values))
+    console = Console()
+    console.print(shown)
+    low, high = manifest.clock_range_mhz
+    console.print(f"90 % of unseen steps take at most {upper_factor:.3f} x predicted; {low:g}-{high:g} MHz")
+    console.print(f"model written to {output}")
+
+
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f} %" if key.endswith("mape") else f"{value:.4f}"
