@@ -4,7 +4,7 @@
         httpx.post(f"{server.base_url}/v1/completions", json={...})
 
 or `async with`. Without `state` the simulated GPUs are made too, in a temporary folder, and `env()` gives the
-environment in which pynvml sees them.
+environment in which pynvml sees them. After `stop` or `kill`, `start` brings the server back at its port.
 """
 
 from __future__ import annotations
@@ -82,12 +82,15 @@ class SimServer:
 
     def start(self) -> Self:
         """Start and wait until the server answers. Raises ServerStartError."""
+        if self._process is not None and self._process.poll() is None:
+            raise RuntimeError(f"the server runs already, with process id {self.pid}")
         if self._state is None:
             self._folder = tempfile.TemporaryDirectory(prefix="kvwatt-sim-")
             self._state = Path(self._folder.name) / "gpus"
             spec = cards.load(self.card, len(self.gpus)).gpu_spec
             SimGpus.create(self._state, [spec(demo_uuid(i)) for i in range(max(self.gpus) + 1)]).close()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed in _clean
+        if self._log is None:
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close()
         self._process = subprocess.Popen(
             self._command(self._state), stdout=subprocess.PIPE, stderr=self._log, stdin=subprocess.DEVNULL
         )
@@ -95,6 +98,7 @@ class SimServer:
             self.port = self._read_port(self._process)
         except BaseException:
             self.kill()
+            self.close()
             raise
         return self
 
@@ -115,9 +119,20 @@ class SimServer:
         process.kill()
         return self._reap(process)
 
+    def close(self) -> None:
+        """Stop, and remove what was made for the server: its log and the GPUs that it came with."""
+        if self._process is not None:
+            self.stop()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder, self._state = None, None
+
     def log(self) -> str:
         """What the server wrote to its standard error so far."""
-        if self._log is None or self._log.closed:
+        if self._log is None:
             return ""
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
@@ -133,8 +148,7 @@ class SimServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
-        self._clean()
+        self.close()
 
     async def __aenter__(self) -> Self:
         return await asyncio.to_thread(self.start)
@@ -151,7 +165,7 @@ class SimServer:
         return self._process
 
     def _command(self, state: Path) -> list[str]:
-        fixed = {"card": self.card, "state": state, "gpu": ",".join(map(str, self.gpus))}
+        fixed = {"card": self.card, "state": state, "gpu": ",".join(map(str, self.gpus)), "port": self.port}
         command = [sys.executable, "-m", "kvwatt_sim.server"]
         for name, value in (fixed | self._options).items():
             command += [f"--{name.replace('_', '-')}", str(value)]
@@ -182,10 +196,3 @@ class SimServer:
         if process.stdout is not None:
             process.stdout.close()
         return status
-
-    def _clean(self) -> None:
-        if self._log is not None:
-            self._log.close()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder, self._state = None, None
