@@ -6,6 +6,7 @@ Blocking; call from a worker thread. Only reads here; the setters are in setters
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ _DEAD_HANDLE = frozenset(
 )
 _LOST = frozenset({*_DEAD_HANDLE, pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_GPU_NOT_FOUND})
 _UNSUPPORTED = frozenset({pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND})
+_RESTART_INTERVAL_S = 1.0  # a GPU that stays lost must not keep pulling NVML from under the others
 _INIT_LOCK_TIMEOUT_S = 1.0  # another thread may hang inside nvmlInit
 
 
@@ -56,6 +58,7 @@ class NvmlSession:
         self._lock = threading.Lock()
         self._generation = 0
         self._initialised = False
+        self._restarted_s = -_RESTART_INTERVAL_S
         self._handles: dict[str, tuple[int, Handle]] = {}
 
     @property
@@ -99,9 +102,12 @@ class NvmlSession:
                 self._initialised = True
 
     def restart(self, seen_generation: int) -> None:
-        """Shut down and initialise again, unless another thread has done so since `seen_generation`."""
+        """Shut down and initialise again, unless that was done since `seen_generation` or a moment ago."""
         with _Held(self._lock):
-            if self._generation == seen_generation and self._initialised:
+            now_s = time.monotonic()
+            due = now_s - self._restarted_s >= _RESTART_INTERVAL_S
+            if self._generation == seen_generation and self._initialised and due:
+                self._restarted_s = now_s
                 self._initialised = False
                 try:
                     pynvml.nvmlShutdown()

@@ -1,0 +1,112 @@
+"""A real guard process over simulated GPUs, and real clients."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from guard_stage import UUIDS, GuardStage
+
+from kvwatt_sim.nvml.build import NvmlLibs, build
+from kvwatt_sim.nvml.control import SimGpus
+from kvwatt_sim.nvml.spec import GpuSpec, PowerLaw
+from kvwattd.guard.client import GuardClient
+
+LAW = PowerLaw(f_ref_mhz=2520, idle_w=36, idle_slope_w=12, compute_w=150, memory_clock_w=60, memory_w=50)
+
+
+def gpu_spec(index: int, mig: bool = False) -> GpuSpec:
+    return GpuSpec(
+        name="NVIDIA L20",
+        uuid=UUIDS[index],
+        arch="ada",
+        memory_total_bytes=48 << 30,
+        memory_clock_mhz=9001,
+        supported_mhz=tuple(range(210, 2521, 15)),
+        boost_mhz=2520,
+        idle_mhz=210,
+        power_law=LAW,
+        default_cap_w=275.0,
+        min_cap_w=100.0,
+        max_cap_w=275.0,
+        switch_latency_s=0.0,
+        mig=mig,
+    )
+
+
+@pytest.fixture(scope="session")
+def guard_libs() -> NvmlLibs:
+    return build()
+
+
+@pytest.fixture
+def gpus(guard_libs: NvmlLibs, tmp_path: Path) -> Iterator[SimGpus]:
+    """Four GPUs; MIG is on on the last."""
+    specs = [gpu_spec(0), gpu_spec(1), gpu_spec(2), gpu_spec(3, mig=True)]
+    with SimGpus.create(tmp_path / "gpus", specs, libs=guard_libs) as made:
+        yield made
+
+
+@pytest.fixture
+def stage(gpus: SimGpus, guard_libs: NvmlLibs, tmp_path: Path) -> Iterator[GuardStage]:
+    made = GuardStage(tmp_path, gpus, guard_libs)
+    yield made
+    for index in range(gpus.count):
+        gpus.clear_faults(index)
+    made.end()
+
+
+@pytest.fixture
+async def client(stage: GuardStage) -> AsyncIterator[GuardClient]:
+    """A controller of a running guard."""
+    await stage.start()
+    made = GuardClient(stage.socket, timeout_s=5.0)
+    await made.connect()
+    yield made
+    await made.close()
+
+
+CONTROLLER = """
+import asyncio, sys
+from pathlib import Path
+from kvwattd.guard.client import GuardClient
+
+async def main():
+    client = GuardClient(Path(sys.argv[1]), timeout_s=5.0)
+    await client.connect()
+    await client.set_clocks(sys.argv[2:], 300, 1200)
+    print("SET", flush=True)
+    while True:
+        await client.renew()
+        await asyncio.sleep(0.05)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def controller(stage: GuardStage) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a separate process that sets clocks on GPUs 0 and 1 and renews until it is stopped."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*uuids: str) -> subprocess.Popen[str]:
+        arguments = [sys.executable, "-c", CONTROLLER, str(stage.socket), *(uuids or UUIDS[:2])]
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        running.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "SET\n"
+        return process
+
+    yield start
+    for process in running:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait(30)
+        assert process.stdout is not None
+        process.stdout.close()

@@ -1,0 +1,206 @@
+"""The guard as a service: readiness and watchdog, one per machine, as a child of the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from guard_stage import PATIENCE_S, UUIDS, GuardStage, eventually
+
+from kvwatt_sim.nvml.control import Fault, SimGpus
+from kvwattd.guard.client import GuardClient
+from kvwattd.guard.protocol import GuardError, Role
+from kvwattd.guard.spawn import spawn_guard
+
+
+def heard(channel: socket.socket, wanted: str) -> bool:
+    """Whether systemd's socket gets this line before patience ends."""
+    channel.settimeout(1.0)
+    until_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until_s:
+        try:
+            if wanted in channel.recv(4096).decode().splitlines():
+                return True
+        except TimeoutError:
+            continue
+    return False
+
+
+async def test_notifies_systemd(stage: GuardStage, tmp_path: Path) -> None:
+    """The guard says READY when it serves and then feeds the watchdog."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        stage.launch(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="400000")
+        assert await asyncio.to_thread(heard, systemd, "READY=1")
+        assert await asyncio.to_thread(heard, systemd, "WATCHDOG=1")
+        assert await asyncio.to_thread(heard, systemd, "WATCHDOG=1")
+        stage.guard.terminate()
+        assert await asyncio.to_thread(heard, systemd, "STOPPING=1")
+
+
+async def test_watchdog_survives_a_hung_gpu(stage: GuardStage, tmp_path: Path) -> None:
+    """A hung NVML call does not stop the watchdog: a restart would not unhang the driver."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        await stage.start(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="400000")
+        client = GuardClient(stage.socket, timeout_s=5.0)
+        await client.connect()
+        stage.gpus.inject(0, Fault(call="*", hang_s=60.0))
+        with pytest.raises(GuardError):
+            await client.set_clocks(UUIDS[:1], 300, 900)
+        systemd.setblocking(False)
+        while True:
+            try:
+                systemd.recv(4096)
+            except BlockingIOError:
+                break
+        assert await asyncio.to_thread(heard, systemd, "WATCHDOG=1")
+        await client.close()
+
+
+async def test_second_guard(stage: GuardStage, tmp_path: Path) -> None:
+    """A second guard on the same record or the same socket refuses to start and says why."""
+    await stage.start()
+    same_record = await asyncio.to_thread(stage.run)
+    assert same_record.returncode == 2
+    assert "another guard is running" in same_record.stderr
+    same_socket = await asyncio.to_thread(stage.run, "--state-file", str(tmp_path / "other.json"))
+    assert same_socket.returncode == 2
+    assert "another guard answers" in same_socket.stderr
+    client = GuardClient(stage.socket, timeout_s=5.0)
+    await client.connect()
+    await client.close()
+
+
+async def test_stale_socket(stage: GuardStage) -> None:
+    """The socket a killed guard left behind is replaced."""
+    (await stage.start()).kill()
+    await asyncio.to_thread(stage.guard.wait, 30)
+    assert stage.socket.exists()
+    await stage.start()
+
+
+async def test_bad_configuration(stage: GuardStage) -> None:
+    """A guard with a bad value does not start and names it."""
+    done = await asyncio.to_thread(stage.run, "--min-mhz", "5000")
+    assert done.returncode == 2
+    assert "max_mhz = 2400: expected" in done.stderr
+
+
+async def test_no_driver(stage: GuardStage) -> None:
+    """Without an NVML library the guard starts and answers every set with the reason."""
+    stage.environment["LD_LIBRARY_PATH"] = "/nonexistent"
+    await stage.start()
+    client = GuardClient(stage.socket, timeout_s=5.0)
+    await client.connect()
+    with pytest.raises(GuardError, match="NVML Shared Library Not Found"):
+        await client.set_clocks(UUIDS[:1], 300, 900)
+    await client.close()
+
+
+async def test_spawned(stage: GuardStage) -> None:
+    """A daemon can start its own guard, set clocks over it, and have them reset by stopping it."""
+    guard = await spawn_guard(stage.socket, stage.state_file, UUIDS, env=stage.environment)
+    client = GuardClient(stage.socket, timeout_s=5.0)
+    await client.connect()
+    await client.set_clocks(UUIDS[:2], 300, 1200)
+    await client.close()
+    await eventually(lambda: stage.locks() == [None] * 4, "clocks at default")
+    assert guard.running
+    assert await guard.stop() == 0
+    assert not guard.running
+
+
+async def test_spawned_for_its_parent_only(stage: GuardStage) -> None:
+    """A guard started as a child is controlled by its parent alone."""
+    guard = await spawn_guard(stage.socket, stage.state_file, UUIDS, env=stage.environment)
+    code = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from kvwattd.guard.client import GuardClient\n"
+        "asyncio.run(GuardClient(Path(sys.argv[1]), 5.0).connect())\n"
+    )
+    stranger = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", code, str(stage.socket)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "belongs to pid" in stranger.stderr
+    await guard.stop()
+
+
+async def test_spawn_that_fails(stage: GuardStage) -> None:
+    """A guard that cannot start is reported, not waited for."""
+    with pytest.raises(GuardError, match="ended at once"):
+        await spawn_guard(stage.folder / "no" / "dir.sock", stage.state_file, UUIDS, env=stage.environment)
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from kvwattd.guard.client import GuardClient
+from kvwattd.guard.spawn import spawn_guard
+
+async def main():
+    socket, state, *uuids = sys.argv[1:]
+    guard = await spawn_guard(Path(socket), Path(state), uuids)
+    client = GuardClient(Path(socket), timeout_s=5.0)
+    await client.connect()
+    await client.set_clocks(uuids[:2], 300, 1200)
+    print(guard.pid, flush=True)
+    while True:
+        await client.renew()
+        await asyncio.sleep(0.05)
+
+asyncio.run(main())
+"""
+
+
+def running(pid: int) -> bool:
+    """False once it is gone or a zombie that only waits to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def test_killed_parent(stage: GuardStage, gpus: SimGpus) -> None:
+    """A guard whose daemon is killed resets the clocks, and then ends by itself."""
+    arguments = [sys.executable, "-c", PARENT, str(stage.socket), str(stage.state_file), *UUIDS]
+    parent = subprocess.Popen(arguments, env=stage.environment, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    guard_pid = int(parent.stdout.readline())
+    try:
+        assert stage.locks()[:2] == [(300, 1200)] * 2
+        parent.send_signal(signal.SIGKILL)
+        await eventually(lambda: stage.locks() == [None] * 4, "clocks at default")
+        await eventually(lambda: not running(guard_pid), "the guard ends")
+    finally:
+        parent.kill()
+        parent.wait(30)
+        parent.stdout.close()
+        if running(guard_pid):
+            os.kill(guard_pid, signal.SIGTERM)
+
+
+async def test_status_view(client: GuardClient, stage: GuardStage) -> None:
+    """Status tells who controls, for how long, and what is set."""
+    await client.set_clocks(UUIDS[:1], 300, 1200)
+    reader = GuardClient(stage.socket, timeout_s=5.0)
+    await reader.connect(Role.STATUS)
+    status = await reader.status()
+    assert status.controller_pid == os.getpid()
+    assert status.lease_remaining_s is not None
+    assert 0 <= status.lease_remaining_s <= status.lease_s
+    assert (status.gpus[0].floor_mhz, status.gpus[0].target_mhz) == (300, 1200)
+    assert status.gpus[1].target_mhz is None
+    await reader.close()
