@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from guard_stage import PATIENCE_S, UUIDS, GuardStage, eventually
 
-from kvwatt_sim.nvml.control import Fault, SimGpus
+from kvwatt_sim.nvml.control import Fault
 from kvwattd.guard.client import GuardClient
 from kvwattd.guard.protocol import GuardError, Role
 from kvwattd.guard.spawn import spawn_guard
@@ -127,12 +128,9 @@ async def test_spawned_for_its_parent_only(stage: GuardStage) -> None:
         "from kvwattd.guard.client import GuardClient\n"
         "asyncio.run(GuardClient(Path(sys.argv[1]), 5.0).connect())\n"
     )
+    command = [sys.executable, "-c", code, str(stage.socket)]
     stranger = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", code, str(stage.socket)],
-        capture_output=True,
-        text=True,
-        check=False,
+        subprocess.run, command, stderr=subprocess.PIPE, text=True, check=False
     )
     assert "belongs to pid" in stranger.stderr
     await guard.stop()
@@ -173,23 +171,24 @@ def running(pid: int) -> bool:
         return False
 
 
-async def test_killed_parent(stage: GuardStage, gpus: SimGpus) -> None:
-    """A guard whose daemon is killed resets the clocks, and then ends by itself."""
+@pytest.fixture
+def parent(stage: GuardStage) -> Iterator[subprocess.Popen[str]]:
+    """A daemon that has started a guard and set clocks over it."""
     arguments = [sys.executable, "-c", PARENT, str(stage.socket), str(stage.state_file), *UUIDS]
-    parent = subprocess.Popen(arguments, env=stage.environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(arguments, env=stage.environment, stdout=subprocess.PIPE, text=True)
+    yield process
+    process.kill()
+    process.communicate(timeout=30)
+
+
+async def test_killed_parent(parent: subprocess.Popen[str], stage: GuardStage) -> None:
+    """A guard whose daemon is killed resets the clocks, and then ends by itself."""
     assert parent.stdout is not None
     guard_pid = int(parent.stdout.readline())
-    try:
-        assert stage.locks()[:2] == [(300, 1200)] * 2
-        parent.send_signal(signal.SIGKILL)
-        await eventually(lambda: stage.locks() == [None] * 4, "clocks at default")
-        await eventually(lambda: not running(guard_pid), "the guard ends")
-    finally:
-        parent.kill()
-        parent.wait(30)
-        parent.stdout.close()
-        if running(guard_pid):
-            os.kill(guard_pid, signal.SIGTERM)
+    assert stage.locks()[:2] == [(300, 1200)] * 2
+    parent.send_signal(signal.SIGKILL)
+    await eventually(lambda: stage.locks() == [None] * 4, "clocks at default")
+    await eventually(lambda: not running(guard_pid), "the guard ends")
 
 
 async def test_status_view(client: GuardClient, stage: GuardStage) -> None:

@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 START_DEADLINE_S = 5.0  # the driver may have to load: seconds without persistence mode
 STOP_BUDGET_S = 3.0
 STOP_POLL_S = 0.05
-EXIT_OK, EXIT_NOT_RESET, EXIT_CONFIG = 0, 1, 2
+EXIT_OK, EXIT_NOT_RESET, EXIT_CONFIG, EXIT_BROKEN = 0, 1, 2, 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 after a clean end, 1 when a GPU could not be reset (it stays recorded), 2 for bad configuration."""
+    """0 after a clean end, 1 when a GPU could not be reset (it stays recorded), 2 when it cannot start."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="kvwatt-guard: %(levelname)s: %(message)s"
     )
@@ -58,22 +58,33 @@ async def _run(config: GuardConfig, state: StateFile) -> int:
     await keeper.recover(_recorded(config, state), START_DEADLINE_S)
     await keeper.warm_up(START_DEADLINE_S)
     server = GuardServer(config, keeper, recorder, stopping)
-    ticking = asyncio.ensure_future(server.tick())
     try:
         await server.listen()
-        log.info("ready on %s for %s", config.socket, ", ".join(config.gpus))
-        _notify("READY=1")
-        await asyncio.wait({ticking, asyncio.ensure_future(stopping.wait())}, return_when="FIRST_COMPLETED")
-        failed = ticking.done() and ticking.exception()
-        if failed:
-            log.critical("the lease tick broke", exc_info=failed)
     except OSError as error:
         log.error("%s", error)
-    stopping.set()
+        await _end(keeper, recorder, session, keeper.touched)
+        return EXIT_CONFIG
+    log.info("ready on %s for %s", config.socket, ", ".join(config.gpus))
+    _notify("READY=1")
+    sound = await _serve(server)
     _notify("STOPPING=1")
     left = await _restore(keeper)
     await server.close()
-    return await _end(keeper, recorder, session, left)
+    status = await _end(keeper, recorder, session, left)
+    return status if sound else EXIT_BROKEN
+
+
+async def _serve(server: GuardServer) -> bool:
+    """Until told to stop; False when the tick broke, without which no lease would ever end."""
+    ticking = asyncio.ensure_future(server.tick())
+    told = asyncio.ensure_future(server.stopping.wait())
+    await asyncio.wait({ticking, told}, return_when=asyncio.FIRST_COMPLETED)
+    server.stopping.set()
+    (outcome,) = await asyncio.gather(ticking, return_exceptions=True)
+    if isinstance(outcome, BaseException):
+        log.critical("the lease tick broke", exc_info=outcome)
+        return False
+    return True
 
 
 def _keeper(config: GuardConfig, state: StateFile, session: NvmlSession) -> tuple[ClockKeeper, Recorder]:
