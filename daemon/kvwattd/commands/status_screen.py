@@ -22,7 +22,7 @@ def screen(status: StatusView) -> Group:
 
 
 def headline(status: StatusView) -> Text:
-    guard = status.guard.state
+    guard: str = status.guard.state
     if status.guard.last_error and guard == "disconnected":
         guard = f"{guard} ({status.guard.last_error})"
     p99 = number(status.decision_duration.p99_s, 1e3, " ms", 2)
@@ -89,9 +89,11 @@ def _load(view: InstanceView) -> str:
 
 def _step(view: InstanceView) -> str:
     step = view.step
-    text = f"predicted {number(step.predicted_s, 1e3, ' ms', 1)}, measured {number(step.measured_s, 1e3, ' ms', 1)}"
+    predicted, measured = number(step.predicted_s, 1e3, " ms", 1), number(step.measured_s, 1e3, " ms", 1)
     drift = ", drifted" if step.drifted else ""
-    return f"{text}, error {number(step.error_ratio, 100, ' %', 1)}{drift}"
+    return (
+        f"predicted {predicted}, measured {measured}, error {number(step.error_ratio, 100, ' %', 1)}{drift}"
+    )
 
 
 def _promises(view: InstanceView) -> list[tuple[str, str]]:

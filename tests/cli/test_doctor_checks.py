@@ -1,0 +1,350 @@
+"""Doctor's checks: silent on a healthy machine, and for each thing that is wrong it says what to do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doctor_facts import (
+    CONFIG,
+    GPU,
+    GUARD,
+    GUARD_GPU,
+    HEALTHY,
+    INFO,
+    INSTANCE,
+    LAYOUT,
+    MANIFEST,
+    SAMPLE,
+    STATUS,
+)
+
+from kvwattd.config import Config, Mode
+from kvwattd.doctor.collect import privilege, processes
+from kvwattd.doctor.facts import (
+    Facts,
+    Finding,
+    GuardFact,
+    Level,
+    ModelFact,
+    PortFact,
+    Privilege,
+    Process,
+    TimeFact,
+    TokenFact,
+)
+from kvwattd.doctor.report import as_json, examine, has_problem
+from kvwattd.guard.protocol import ClockState
+
+ABSENT_GUARD = GuardFact(GUARD.socket, error="no such socket")
+
+
+def with_daemon(**changes: Any) -> Config:
+    return CONFIG.model_copy(update={"daemon": CONFIG.daemon.model_copy(update=changes)})
+
+
+def with_guard(**changes: Any) -> Config:
+    return CONFIG.model_copy(update={"guard": CONFIG.guard.model_copy(update=changes)})
+
+
+def instance_with(**changes: Any) -> Facts:
+    config = INSTANCE.config.model_copy(update=changes)
+    return replace(HEALTHY, instances=(replace(INSTANCE, config=config),))
+
+
+def model_with(**changes: Any) -> Facts:
+    path = Path("/m")
+    return replace(HEALTHY, model=ModelFact(path, exists=True, manifest=replace(MANIFEST, **changes)))
+
+
+def gpu_with(**changes: Any) -> Facts:
+    return replace(HEALTHY, gpus=(replace(GPU, info=replace(INFO, **changes)),))
+
+
+def busy_at(clock_mhz: int, *, reasons: int = 0, utilization: float = 0.9, **changes: Any) -> Facts:
+    sample = replace(SAMPLE, clock_mhz=clock_mhz, event_reasons=reasons, utilization=utilization)
+    return replace(HEALTHY, gpus=(replace(GPU, sample=sample),), **changes)
+
+
+def not_ok(facts: Facts) -> list[Finding]:
+    return [finding for finding in examine(facts) if finding.level is not Level.OK]
+
+
+def test_a_healthy_machine_has_nothing_to_do() -> None:
+    """When everything is in place, every finding is fine and none gives advice."""
+    findings = examine(HEALTHY)
+    assert len(findings) >= 10
+    assert {finding.level for finding in findings} == {Level.OK}
+    assert not any(finding.advice for finding in findings)
+
+
+CASES: list[tuple[str, Facts, str, Level, str]] = [
+    (
+        "driver",
+        replace(HEALTHY, driver_error="NVML Shared Library Not Found", gpus=(), guard=None),
+        "driver",
+        Level.PROBLEM,
+        "kvwatt demo",
+    ),
+    ("no GPU", replace(HEALTHY, gpus=()), "GPUs", Level.PROBLEM, "nvidia-smi -L"),
+    (
+        "unknown GPU",
+        replace(HEALTHY, gpus=(replace(GPU, info=None, error="Not Found"),)),
+        "GPU 0",
+        Level.PROBLEM,
+        "nvidia-smi -L",
+    ),
+    ("lost GPU", replace(HEALTHY, gpus=(replace(GPU, error="GPU is lost"),)), "GPU 0", Level.PROBLEM, "Xid"),
+    ("MIG", gpu_with(mig=True), "GPU 0", Level.PROBLEM, "-mig 0"),
+    ("persistence", gpu_with(persistence=False), "GPU 0", Level.WARNING, "nvidia-persistenced"),
+    (
+        "GPU named twice",
+        replace(HEALTHY, gpus=(GPU, replace(GPU, selector=INFO.uuid))),
+        "GPUs",
+        Level.PROBLEM,
+        "one instance only",
+    ),
+    (
+        "spawn without root",
+        replace(HEALTHY, config=with_guard(spawn=True), guard=ABSENT_GUARD),
+        "permission",
+        Level.PROBLEM,
+        "as root",
+    ),
+    (
+        "root without capability",
+        replace(
+            HEALTHY,
+            config=with_guard(spawn=True),
+            guard=ABSENT_GUARD,
+            privilege=Privilege(0, cap_sys_admin=False),
+        ),
+        "permission",
+        Level.PROBLEM,
+        "as root",
+    ),
+    ("guard absent", replace(HEALTHY, guard=ABSENT_GUARD), "guard", Level.PROBLEM, "systemctl start"),
+    (
+        "guard absent in shadow mode",
+        replace(HEALTHY, config=with_daemon(mode=Mode.SHADOW), guard=ABSENT_GUARD),
+        "guard",
+        Level.WARNING,
+        "systemctl start",
+    ),
+    (
+        "guard for another GPU",
+        gpu_with(uuid="GPU-other"),
+        "guard",
+        Level.PROBLEM,
+        "--gpu GPU-other",
+    ),
+    (
+        "lease shorter than a tick",
+        replace(HEALTHY, config=with_daemon(tick_s=3.0)),
+        "guard",
+        Level.PROBLEM,
+        "--lease-s",
+    ),
+    (
+        "guard could not reset",
+        replace(
+            HEALTHY,
+            guard=replace(GUARD, status=replace(STATUS, gpus=(replace(GUARD_GPU, fault="reset failed"),))),
+        ),
+        "guard",
+        Level.PROBLEM,
+        "guard's log",
+    ),
+    (
+        "zeusd",
+        replace(HEALTHY, processes=(Process(7, "zeusd"),)),
+        "other clock writers",
+        Level.WARNING,
+        "disable --now zeusd",
+    ),
+    (
+        "DCGM",
+        replace(HEALTHY, processes=(Process(7, "nv-hostengine"),)),
+        "other clock writers",
+        Level.NOTE,
+        "dcgmi",
+    ),
+    ("clock limited by others", busy_at(1500), "other clock writers", Level.WARNING, "-rgc"),
+    (
+        "vLLM absent",
+        replace(HEALTHY, instances=(replace(INSTANCE, layout=None, error="unreachable"),)),
+        "vLLM chat",
+        Level.PROBLEM,
+        "curl",
+    ),
+    (
+        "renamed metrics",
+        replace(
+            HEALTHY,
+            instances=(
+                replace(INSTANCE, layout=replace(LAYOUT, layout=None, missing=("vllm:kv_cache_usage_perc",))),
+            ),
+        ),
+        "vLLM chat",
+        Level.PROBLEM,
+        "does not control",
+    ),
+    (
+        "several engines",
+        replace(
+            HEALTHY,
+            instances=(replace(INSTANCE, layout=replace(LAYOUT, engines=(("0", "m"), ("1", "m")))),),
+        ),
+        "vLLM chat",
+        Level.PROBLEM,
+        "engine '1'",
+    ),
+    ("wrong engine", instance_with(engine="5"), "vLLM chat", Level.PROBLEM, "engine '0'"),
+    (
+        "older vLLM",
+        replace(
+            HEALTHY,
+            instances=(replace(INSTANCE, layout=replace(LAYOUT, absent_optional=("vllm:x",))),),
+        ),
+        "vLLM chat",
+        Level.NOTE,
+        "newer vLLM",
+    ),
+    (
+        "no model",
+        replace(HEALTHY, model=ModelFact(Path("/m"), exists=False, error="none")),
+        "model",
+        Level.WARNING,
+        "kvwatt train",
+    ),
+    (
+        "damaged model",
+        replace(HEALTHY, model=ModelFact(Path("/m"), exists=True, error="not JSON")),
+        "model",
+        Level.PROBLEM,
+        "again",
+    ),
+    ("model of other hardware", model_with(hardware="H200"), "model", Level.PROBLEM, "kvwatt profile"),
+    ("model of other tp", model_with(tp=2), "model", Level.PROBLEM, "kvwatt profile"),
+    ("model of other vLLM", model_with(vllm_version="0.27.1"), "model", Level.WARNING, "online"),
+    (
+        "model of other clocks",
+        model_with(ranges={"clock_mhz": (300.0, 400.0)}),
+        "model",
+        Level.PROBLEM,
+        "kvwatt profile",
+    ),
+    (
+        "port in use",
+        replace(HEALTHY, port=PortFact("127.0.0.1", 8484, "Address already in use")),
+        "port",
+        Level.PROBLEM,
+        "api.port",
+    ),
+    ("open to others", replace(HEALTHY, port=PortFact("0.0.0.0", 8484)), "port", Level.WARNING, "TLS"),
+    ("no token", replace(HEALTHY, token=TokenFact()), "token", Level.NOTE, "api.token_file"),
+    (
+        "short token",
+        replace(HEALTHY, token=TokenFact(Path("/t"), 3, 0o600)),
+        "token",
+        Level.WARNING,
+        "openssl rand",
+    ),
+    (
+        "token for everybody",
+        replace(HEALTHY, token=TokenFact(Path("/t"), 64, 0o100644)),
+        "token",
+        Level.WARNING,
+        "chmod 600",
+    ),
+    ("slow time", replace(HEALTHY, time=TimeFact("hpet", 1e-9)), "time", Level.WARNING, "tsc"),
+    ("coarse time", replace(HEALTHY, time=TimeFact("tsc", 0.01)), "time", Level.PROBLEM, "clocksource"),
+    (
+        "bad configuration",
+        replace(
+            HEALTHY, config=None, config_errors=("daemon.tick_s: got -1",), guard=None, model=None, port=None
+        ),
+        "configuration",
+        Level.PROBLEM,
+        "example.toml",
+    ),
+    (
+        "state folder",
+        replace(HEALTHY, state_dir_error="/var/lib/kvwatt is not a folder"),
+        "state folder",
+        Level.WARNING,
+        "daemon.state_dir",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("facts", "check", "level", "advice"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
+def test_what_is_wrong_is_named_with_what_to_do(facts: Facts, check: str, level: Level, advice: str) -> None:
+    """Each thing that is wrong is told under its name, at its level, with something to do."""
+    matching = [f for f in not_ok(facts) if f.check == check and f.level is level]
+    assert len(matching) == 1, not_ok(facts)
+    assert advice in matching[0].advice
+    assert has_problem(examine(facts)) == (level is Level.PROBLEM)
+
+
+@pytest.mark.parametrize("reasons", [0x4, 0x8, 0x20, 0x40, 0x80])
+def test_power_and_heat_are_no_other_writer(reasons: int) -> None:
+    """A clock held back by power or heat is not blamed on somebody else."""
+    assert not_ok(busy_at(1500, reasons=reasons)) == []
+
+
+def test_idle_clock_is_no_other_writer() -> None:
+    """A GPU without work runs low by itself."""
+    assert not_ok(busy_at(210, reasons=0x1, utilization=0.0)) == []
+
+
+def test_clock_held_by_our_guard_is_no_other_writer() -> None:
+    """A clock that our own guard holds is not blamed on somebody else."""
+    held = replace(STATUS, gpus=(replace(GUARD_GPU, state=ClockState.SET, target_mhz=1500),))
+    assert not_ok(busy_at(1500, guard=replace(GUARD, status=held))) == []
+
+
+def test_our_own_daemon_on_the_port_is_fine() -> None:
+    """A port that a kvwatt daemon holds already is no problem."""
+    port = PortFact("127.0.0.1", 8484, "Address already in use", ours=True)
+    assert not_ok(replace(HEALTHY, port=port)) == []
+
+
+def test_spawned_guard_needs_no_running_one() -> None:
+    """With guard.spawn and root, the absent guard is no problem: it will be started."""
+    facts = replace(
+        HEALTHY, config=with_guard(spawn=True), guard=ABSENT_GUARD, privilege=Privilege(0, cap_sys_admin=True)
+    )
+    assert not_ok(facts) == []
+
+
+def test_json_tells_the_verdict_and_every_finding() -> None:
+    """The JSON form holds what the text holds."""
+    facts = gpu_with(mig=True)
+    document = json.loads(as_json(examine(facts)))
+    assert document["ok"] is False
+    assert len(document["findings"]) == len(examine(facts))
+    assert {"check": "GPU 0", "level": "problem"}.items() <= document["findings"][3].items()
+
+
+def test_processes_are_read_by_the_kernels_name(tmp_path: Path) -> None:
+    """Names come from /proc; what is no process, or has just ended, is left out."""
+    for pid, name in ((7, "zeusd"), (8, "python")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "comm").write_text(f"{name}\n")
+    (tmp_path / "9").mkdir()
+    (tmp_path / "sys").mkdir()
+    assert set(processes(tmp_path)) == {Process(7, "zeusd"), Process(8, "python")}
+
+
+@pytest.mark.parametrize(("mask", "capable"), [("0000000000200000", True), ("00000000a80425fb", False)])
+def test_capability_is_read_from_the_effective_set(tmp_path: Path, mask: str, capable: bool) -> None:
+    """CAP_SYS_ADMIN is bit 21 of the effective set; a plain container lacks it although it is root."""
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "status").write_text(f"Name:\tx\nCapPrm:\tffffffffffffffff\nCapEff:\t{mask}\n")
+    assert privilege(tmp_path).cap_sys_admin is capable
