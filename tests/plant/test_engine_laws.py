@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from plant_reference import ReferenceEngine
 from plant_scenarios import STEP_S, Scenario, scenarios
 
 from kvwatt_sim.engine import Engine, EventKind, FinishReason, RequestRecord, StepPlan, TokenEvent
 
-EXAMPLES = settings(max_examples=300, deadline=None, derandomize=True)
+EXAMPLES = settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 @dataclass
