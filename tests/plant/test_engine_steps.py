@@ -53,9 +53,10 @@ def test_the_last_of_the_batch_is_preempted_and_comes_back_first() -> None:
     engine.add(Request("old", 0.0, 12, 12))
     engine.add(Request("young", 0.0, 14, 6))
     engine.add(Request("queued", 0.0, 12, 1))
-    plan, _ = step(engine)
-    assert plan.prefill_ids == ("old", "young")
-    preempted_at, order = None, []
+    first, _ = step(engine)
+    assert first.prefill_ids == ("old", "young")
+    preempted_at: tuple[str, ...] | None = None
+    order: list[str] = []
     while (plan := engine.schedule(1.0)) is not None:
         if plan.preempted and preempted_at is None:
             preempted_at = plan.preempted
