@@ -29,6 +29,7 @@ class Provenance:
 class Card:
     """One model on `tp` GPUs of one kind. `step` is the whole engine's, `power` is per GPU.
 
+    `weights_bytes` and `kv_bytes_per_token` are per GPU as well; `num_blocks` is the engine's.
     `parked_w`: a GPU with no process on it. `provenance` has a row per number, keyed by its place
     in the file (`power.idle_w`, `engine.tp1.step.weights_s`).
     """
