@@ -1,0 +1,66 @@
+"""The demonstration's step-time model: profiled on the plant's laws, trained, kept in the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from kvwatt import artifact
+from kvwatt.artifact import ArtifactError
+from kvwatt.profiles import table_of
+from kvwatt.training import Origin, train
+from kvwatt_sim.cards import Card
+from kvwatt_sim.virtual_profile import virtual_profile
+
+SEED = 0
+FOLDS = 3  # enough for the bound on the error; more would only make the first run wait
+
+
+def cached_model(card: Card, cache: Path | None = None) -> Path:
+    """Folder of the trained artifact for this card and version; None of it is trained twice."""
+    folder = (cache or cache_dir()) / f"model-{card.name}-{_key(card)}"
+    try:
+        artifact.load_manifest(folder)
+    except ArtifactError:
+        _train_into(card, folder)
+    return folder
+
+
+def is_cached(card: Card, cache: Path | None = None) -> bool:
+    """Whether `cached_model` would return at once."""
+    return ((cache or cache_dir()) / f"model-{card.name}-{_key(card)}").is_dir()
+
+
+def cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/kvwatt`, by default `~/.cache/kvwatt`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "kvwatt"
+
+
+def _key(card: Card) -> str:
+    """Changes with the card's numbers, with kvwatt's version and with what is trained."""
+    parts = (version("kvwatt"), card.gpu_name, card.step, card.power, card.supported_mhz, FOLDS, SEED)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _train_into(card: Card, folder: Path) -> None:
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    origin = Origin(hardware=card.gpu_name, vllm_version="simulated", model_name=card.model, created=created)
+    model = train(table_of(virtual_profile(card, SEED)), origin, folds=FOLDS, by_clock=False)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        artifact.save(model, work)
+        if folder.exists():  # damaged: a good one would have been used
+            shutil.rmtree(folder)
+        work.rename(folder)
+    except OSError:
+        # Another demonstration was first; its artifact is as good.
+        artifact.load_manifest(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
