@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from kvwatt.compiled import CompiledModel
-from kvwatt.policy import Applied, Bounds, PolicyParams, decide
+from kvwatt.policy import Applied, PolicyParams, decide
 from kvwatt.state import Binding, Decision, EngineShape, EngineState, GpuSample, Slo
 from kvwatt.traffic import aged
 from kvwattd.config import InstanceConfig, Mode
@@ -237,8 +237,3 @@ class InstanceRuntime:
     @staticmethod
     def _default(now_s: float, reason: str) -> Decision:
         return Decision(now_s, None, Binding.NONE, f"driver default: {reason}")
-
-
-def bounds_of(bias: float, upper_factor: float, drifted: bool) -> Bounds:
-    """Calibration as the policy takes it: bias and one-sided bound in one factor."""
-    return Bounds(time_factor=bias * upper_factor, drifted=drifted)

@@ -73,7 +73,8 @@ class Daemon:
             reaction_s=reaction_s,
         )
         slo = self.config.slo_for(c.name)
-        return InstanceRuntime(c, slo, params, Observation(c.poll_s, c.stale_after_s), self.durations)
+        observation = Observation(c.poll_s, c.stale_after_s, c.max_num_batched_tokens)
+        return InstanceRuntime(c, slo, params, observation, self.durations)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set; on the way out the guard is told to restore every clock."""
@@ -187,7 +188,6 @@ class Daemon:
                     run.on_gpu_error(f"GPU: {error}")
                 await asyncio.sleep(GPU_RETRY_S if not infos else GPU_PERIOD_S)
                 continue
-            now_s = self.now()
             for run in self.runs.values():
                 run.on_gpu(samples, self._reader.failures)
             await asyncio.sleep(GPU_PERIOD_S)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from kvwatt.calibration import OnlineCalibration
 from kvwatt.compiled import CompiledModel
 from kvwatt.lengths import LengthModel
-
+from kvwatt.operating import Factors
 from kvwatt.policy import Bounds
 from kvwatt.residual import expected_itl_s
 from kvwatt.state import EngineSnapshot, GpuSample, Histogram, Slo
@@ -26,13 +27,13 @@ log = logging.getLogger(__name__)
 # Every other failure says that the page or the server cannot be trusted, at once.
 TOLERATED_UNTIL_STALE = frozenset({"timeout"})
 KV_FULL = 0.9
+CALIBRATION_SPAN_S = 2.0
+MIN_CHUNK_TOKENS = 16.0
 
-# Until requests have finished nothing is known of lengths, and the first to finish are the short
-# ones: these pseudo-requests keep the first guesses pessimistic. Their weight fades as real ones come.
-PRIOR_OUTPUTS = Histogram((128.0, 256.0, 512.0, 1024.0, float("inf")), (1.0, 2.0, 4.0, 5.0, 5.0), 1700.0, 5.0)
-PRIOR_PROMPTS = Histogram(
-    (256.0, 1024.0, 2048.0, 4096.0, float("inf")), (1.0, 2.0, 4.0, 5.0, 5.0), 6500.0, 5.0
-)
+# The first requests to finish are the short ones: these pseudo-requests keep the first guesses on the
+# long side. Their weight fades as real ones come; before MIN_FINISHED real ones nothing is decided.
+PRIOR_OUTPUTS = Histogram((128.0, 256.0, 512.0, float("inf")), (0.5, 1.0, 2.0, 2.0), 600.0, 2.0)
+PRIOR_PROMPTS = Histogram((256.0, 1024.0, 4096.0, float("inf")), (0.4, 1.2, 2.0, 2.0), 2600.0, 2.0)
 
 
 def new_estimator() -> TrafficEstimator:
@@ -43,10 +44,39 @@ def new_estimator() -> TrafficEstimator:
     return TrafficEstimator(prompts, outputs)
 
 
+@dataclass
+class Span:
+    """Token-weighted inter-token latency over several intervals, expected and measured.
+
+    Within one poll a page may count a prefill that ran in the poll before; over a few seconds that
+    evens out, and what is left is the model's error.
+    """
+
+    duration_s: float = 0.0
+    _expected_sum_s: float = 0.0
+    _measured_sum_s: float = 0.0
+    _tokens: float = 0.0
+
+    def add(self, expected_sum_s: float, measured_sum_s: float, tokens: float, dt_s: float) -> None:
+        self._expected_sum_s += expected_sum_s
+        self._measured_sum_s += measured_sum_s
+        self._tokens += tokens
+        self.duration_s += dt_s
+
+    @property
+    def expected_s(self) -> float:
+        return self._expected_sum_s / self._tokens
+
+    @property
+    def measured_s(self) -> float:
+        return self._measured_sum_s / self._tokens
+
+
 class Observation:
     """Newest accepted page of one engine and what was learned from all of them."""
 
-    def __init__(self, poll_s: float, stale_after_s: float) -> None:
+    def __init__(self, poll_s: float, stale_after_s: float, max_num_batched_tokens: int = 2048) -> None:
+        self._max_num_batched_tokens = float(max_num_batched_tokens)
         self._poll_s = poll_s
         self._stale_after_s = stale_after_s
         self.estimator = new_estimator()
@@ -55,6 +85,9 @@ class Observation:
         self.first: EngineSnapshot | None = None
         self.interval: Interval | None = None
         self.predicted_itl_s: float | None = None
+        self.measured_itl_s: float | None = None
+        self._span = Span()
+        self._traffic: tuple[tuple[int, float], Traffic | None] | None = None
         self.layout: str | None = None
         self.polls = 0
         self.errors: Counter[str] = Counter()
@@ -102,25 +135,37 @@ class Observation:
     def calibrate(
         self, compiled: CompiledModel, samples: Mapping[str, GpuSample], clock_steady: bool
     ) -> None:
-        """Compare the last interval with the model, at the clock the GPUs really ran."""
-        self.predicted_itl_s = None
-        if self.interval is None or self.snapshot is None or not samples or not clock_steady:
+        """Compare the latest busy seconds with the model, at the clock the GPUs really ran."""
+        step, snapshot = self.interval, self.snapshot
+        if step is None or snapshot is None or not samples or not clock_steady:
             return
         clock_mhz = min(sample.clock_mhz for sample in samples.values())
-        measured = self.interval.itl_mean_s
-        expected = expected_itl_s(compiled, self.interval, clock_mhz)
-        if expected is None or measured is None or measured <= 0:
+        expected = expected_itl_s(compiled, step, clock_mhz, self._chunk_tokens())
+        if expected is None:
             return
-        self.predicted_itl_s = expected
-        self.calibration.update(expected, measured, self.snapshot.observed_s)
+        self._span.add(expected * step.itl_count, step.itl_sum_s, step.itl_count, step.dt_s)
+        if self._span.duration_s >= CALIBRATION_SPAN_S:
+            span, self._span = self._span, Span()
+            self.predicted_itl_s, self.measured_itl_s = span.expected_s, span.measured_s
+            self.calibration.update(span.expected_s, span.measured_s, snapshot.observed_s)
+
+    def _chunk_tokens(self) -> float:
+        mean = self.estimator.prompts.mean_tokens
+        return min(max(mean, MIN_CHUNK_TOKENS), self._max_num_batched_tokens)
 
     def bounds(self, compiled: CompiledModel) -> Bounds:
-        """Factor from a predicted step time to its upper bound, online bias included."""
+        """Corrections to the model's step times, online bias included."""
         c = self.calibration
-        return Bounds(time_factor=c.bias * max(c.upper_factor, compiled.upper_factor), drifted=c.drifted)
+        typical = c.bias * compiled.upper_factor
+        return Bounds(Factors(typical, c.bias * max(c.upper_factor, compiled.upper_factor)), c.drifted)
 
     def traffic(self, slo: Slo) -> Traffic | None:
-        return self.estimator.traffic(output_quantile=slo.e2e.quantile if slo.e2e else 0.99)
+        """Estimates as of the newest page; computed once per page and quantile."""
+        quantile = slo.e2e.quantile if slo.e2e else 0.99
+        key = (self.polls, quantile)
+        if self._traffic is None or self._traffic[0] != key:
+            self._traffic = (key, self.estimator.traffic(output_quantile=quantile))
+        return self._traffic[1]
 
     @property
     def kv_used_tokens(self) -> float:

@@ -42,7 +42,7 @@ def instance_view(
         url=run.config.url,
         tp=run.config.tp,
         model_name=seen.model_name if seen else run.config.model_name,
-        regime=run.regime.value,
+        regime=run.regime,
         regime_reason=run.standing.reason,
         mode=mode,
         clock_target_mhz=run.confirmed_mhz,
@@ -104,7 +104,7 @@ def projection_view(run: InstanceRuntime) -> ProjectionView | None:
 
 def step_view(observation: Observation) -> StepView:
     predicted, calibration = observation.predicted_itl_s, observation.calibration
-    measured = observation.interval.itl_mean_s if observation.interval else None
+    measured = observation.measured_itl_s
     error = predicted / measured - 1.0 if predicted is not None and measured else None
     return StepView(
         predicted_s=predicted,
@@ -173,7 +173,7 @@ def decision_view(name: str, recorded: Recorded, unix: Unix) -> DecisionView:
         name,
         recorded.decision,
         decided_unix_s=unix(recorded.decision.decided_s),
-        regime=recorded.regime.value,
+        regime=recorded.regime,
         applied=recorded.applied,
     )
 

@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from kvwatt.compiled import CompiledModel
 from kvwatt.state import EngineShape, EngineState
-from kvwatt.traffic import Traffic
+from kvwatt.traffic import PROMPT_LEVELS, SHORT_LEVELS, Traffic
 
 FloatArray = npt.NDArray[np.float64]
 
 GRID_POINTS = 12  # batch sizes at which the model is asked; between them times are nearly linear
 MAX_PREFILL_SHARE = 0.95  # above it the fixed point diverges: the clock cannot carry the traffic
 Z99 = 2.33  # normal quantile of 99 %
+OWN_PROMPT_LEVEL = 0.95  # a request's own prompt, beside a 99 % burst ahead of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,19 @@ class Tables:
 
 
 @dataclass(frozen=True, slots=True)
+class Factors:
+    """Calibration: what the model's times are multiplied by for a typical value and for an upper bound."""
+
+    typical: float = 1.0
+    upper: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class OperatingPoints:
     """Latency bounds and expected power at each clock."""
 
     batch: FloatArray  # expected batch at the end of the horizon
-    tbt_mean_s: FloatArray  # upper bound on the time between tokens of a long request
+    tbt_mean_s: FloatArray  # time between tokens of a long request
     tbt_s: FloatArray  # the same at the promised quantile, for a short request that meets a burst
     ttft_s: FloatArray
     e2e_s: FloatArray
@@ -69,55 +78,76 @@ def _kv_per_request(state: EngineState, traffic: Traffic) -> float:
 
 
 def operating_points(
-    t: Tables, state: EngineState, traffic: Traffic, reaction_s: float, horizon_s: float, time_factor: float
+    t: Tables,
+    state: EngineState,
+    traffic: Traffic,
+    reaction_s: float,
+    horizon_s: float,
+    factors: Factors,
+    tbt_quantile: float = 0.99,
 ) -> OperatingPoints:
-    """Evaluate every clock. `time_factor` scales model times to their calibrated upper bound."""
-    decode_s, chunk_s = t.decode_s * time_factor, t.chunk_s * time_factor
-    prefill_s_per_token = np.maximum(chunk_s - decode_s, 0.0) / t.chunk_tokens
+    """Evaluate every clock.
+
+    TTFT hangs on single steps and takes their upper bound. TBT and E2E are means over many steps, where
+    the scatter of one evens out: they take the typical step time. The tail of TBT comes from bursts, at
+    the upper arrival rate; a long request averages over bursts, so its E2E takes the expected rate, else
+    the tails of length, rate and step time would be multiplied.
+    """
     inside = float(state.running + state.waiting)
-    upper = _Flow.solve(t.batch, decode_s, prefill_s_per_token, traffic, traffic.arrival_upper_per_s)
-    near = upper.batch_after(inside, horizon_s, traffic.output_mean_tokens)
+    typical = _Flow.solve(t, factors.typical, traffic, traffic.arrival_per_s)
+    steady = np.maximum(
+        typical.batch_after(inside, horizon_s, traffic.output_mean_tokens), typical.steady_batch
+    )
+    long_tbt_s = _at(t.batch, typical.tbt_s, np.minimum(steady, t.batch[-1]))
+    busy = _Flow.solve(t, factors.typical, traffic, traffic.arrival_upper_per_s)
+    near = busy.batch_after(inside, horizon_s, traffic.output_mean_tokens)
     # The path from now to the horizon is monotone, so the larger end is the largest batch on it.
-    worst = np.minimum(np.maximum(near, inside), t.batch[-1])
+    worst = np.maximum(near, inside)
     worst = np.minimum(worst + np.sqrt(worst), t.batch[-1])
-    step_s, interference_s = _at(t.batch, decode_s, worst), _at(t.batch, prefill_s_per_token, worst)
-    tbt_mean_s = _at(t.batch, upper.tbt_s, worst)
-    tbt_s = _burst_tbt(step_s, interference_s, traffic, traffic.output_short_tokens)
-    own_s = traffic.prompt_high_tokens * _at(t.batch, chunk_s, worst) / t.chunk_tokens
-    ttft_s = _ttft(step_s, own_s, _at(t.batch, chunk_s, worst) / t.chunk_tokens, traffic, reaction_s)
-    long_tbt_s = np.minimum(tbt_s, _burst_tbt(step_s, interference_s, traffic, traffic.output_high_tokens))
-    e2e_s = own_s + traffic.output_high_tokens * np.maximum(long_tbt_s, tbt_mean_s)
+    step_s, prefill_s = _at(t.batch, busy.decode_s, worst), _at(t.batch, busy.prefill_s, worst)
+    short_tbt_s = _short_tbt(step_s, prefill_s, traffic, tbt_quantile)
+    beyond = factors.upper / factors.typical
+    token_s = beyond * _at(t.batch, busy.chunk_s, worst) / t.chunk_tokens
+    own_s = float(np.interp(OWN_PROMPT_LEVEL, PROMPT_LEVELS, traffic.prompt_quantiles_tokens)) * token_s
     batch, power_w = _expected(t, traffic, inside, horizon_s)
     return OperatingPoints(
-        batch, tbt_mean_s, np.maximum(tbt_s, tbt_mean_s), ttft_s, e2e_s, power_w, upper.carries
+        batch=batch,
+        tbt_mean_s=long_tbt_s,
+        tbt_s=np.maximum(short_tbt_s, long_tbt_s),
+        ttft_s=_ttft(beyond * step_s, own_s, token_s, traffic, reaction_s),
+        e2e_s=own_s + traffic.output_high_tokens * long_tbt_s,
+        power_w=power_w,
+        carries=busy.carries,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Flow:
-    """The fixed point of rate, batch and time between tokens at one arrival rate."""
+    """The fixed point of rate, batch and time between tokens at one arrival rate.
 
-    tbt_s: FloatArray  # (GRID_POINTS, n_clocks)
+    The first four have shape (GRID_POINTS, n_clocks).
+    """
+
+    decode_s: FloatArray
+    chunk_s: FloatArray
+    prefill_s: FloatArray  # per prompt token, on top of the decode step it rides with
+    tbt_s: FloatArray
     steady_batch: FloatArray
     steady_tbt_s: FloatArray
     prefill_share: FloatArray
     carries: npt.NDArray[np.bool_]
 
     @classmethod
-    def solve(
-        cls,
-        grid: FloatArray,
-        decode_s: FloatArray,
-        prefill_s: FloatArray,
-        traffic: Traffic,
-        arrival_per_s: float,
-    ) -> _Flow:
+    def solve(cls, t: Tables, factor: float, traffic: Traffic, arrival_per_s: float) -> _Flow:
+        """`factor` scales the model's times to the bound wanted."""
+        decode_s, chunk_s = t.decode_s * factor, t.chunk_s * factor
+        prefill_s = np.maximum(chunk_s - decode_s, 0.0) / t.chunk_tokens
         share = arrival_per_s * traffic.prompt_mean_tokens * prefill_s
         tbt_s = decode_s / (1.0 - np.minimum(share, MAX_PREFILL_SHARE))
-        demand = arrival_per_s * traffic.output_mean_tokens
-        batch, reached = _crossing(grid, demand * tbt_s)
+        batch, reached = _crossing(t.batch, arrival_per_s * traffic.output_mean_tokens * tbt_s)
         top = share[-1]
-        return cls(tbt_s, batch, _at(grid, tbt_s, batch), top, reached & (top < MAX_PREFILL_SHARE))
+        carries = reached & (top < MAX_PREFILL_SHARE)
+        return cls(decode_s, chunk_s, prefill_s, tbt_s, batch, _at(t.batch, tbt_s, batch), top, carries)
 
     def batch_after(self, inside: float, horizon_s: float, output_tokens: float) -> FloatArray:
         """Relaxation to the steady batch with the time constant of one mean request."""
@@ -137,7 +167,7 @@ def _crossing(grid: FloatArray, needed: FloatArray) -> tuple[FloatArray, npt.NDA
     weight = np.clip(below / np.maximum(below + above, 1e-12), 0.0, 1.0)
     inner = grid[lower] + weight * (grid[first] - grid[lower])
     batch = np.where(first == 0, needed[0], inner)
-    return np.where(found, batch, grid[-1]), found
+    return np.where(found, batch, grid[-1]), np.asarray(found)
 
 
 def _at(grid: FloatArray, values: FloatArray, batch: FloatArray) -> FloatArray:
@@ -146,16 +176,38 @@ def _at(grid: FloatArray, values: FloatArray, batch: FloatArray) -> FloatArray:
     lower = upper - 1
     weight = np.clip((batch - grid[lower]) / (grid[upper] - grid[lower]), 0.0, 1.0)
     column = np.arange(values.shape[1])
-    return values[lower, column] * (1.0 - weight) + values[upper, column] * weight
+    return np.asarray(values[lower, column] * (1.0 - weight) + values[upper, column] * weight)
 
 
-def _burst_tbt(step_s: FloatArray, prefill_s: FloatArray, traffic: Traffic, tokens: float) -> FloatArray:
-    """Mean time between the tokens of a request of `tokens`, at the 99 % count of prompts it meets."""
+def _short_tbt(step_s: FloatArray, prefill_s: FloatArray, traffic: Traffic, quantile: float) -> FloatArray:
+    """TBT at the promised quantile over all requests, short answers included.
+
+    A burst of prompts stalls a short answer most. If the share p of answers is no longer than l_p, and
+    of those the fraction a = (1 - quantile) / p meets a stall above s, then 1 - quantile of all requests
+    do: so the quantile is the largest over p of (T + stall at 1 - a over l_p tokens).
+    Shapes: (levels, clocks) inside, (clocks,) returned.
+    """
+    levels = SHORT_LEVELS[:, None]
+    tail = np.clip((1.0 - quantile) / levels, 1e-6, 1.0)
+    tokens = traffic.output_short_tokens[:, None]
     prompt_s = traffic.prompt_mean_tokens * prefill_s
-    stretch = 1.0 - np.minimum(traffic.arrival_per_s * prompt_s, MAX_PREFILL_SHARE)
-    met = traffic.arrival_per_s * tokens * step_s / stretch
-    met_upper = met + Z99 * np.sqrt(traffic.dispersion * met)
-    return step_s + met_upper * prompt_s / tokens
+    rate = traffic.arrival_upper_per_s
+    stretch = 1.0 - np.minimum(rate * prompt_s, MAX_PREFILL_SHARE)
+    met = rate * tokens * step_s / stretch
+    square = traffic.prompt_mean_tokens**2 * traffic.dispersion + traffic.prompt_sd_tokens**2
+    several = met * traffic.prompt_mean_tokens + _normal_upper(tail) * np.sqrt(met * square)
+    any_met = 1.0 - np.exp(-met)
+    single = np.interp(1.0 - tail / np.maximum(any_met, 1e-9), PROMPT_LEVELS, traffic.prompt_quantiles_tokens)
+    single = np.where(tail < any_met, single, 0.0)
+    stall_s = np.maximum(np.maximum(several, single), 0.0) * prefill_s
+    tbt_s = np.where(tail < 1.0, step_s + stall_s / tokens, step_s)
+    return np.asarray(tbt_s.max(axis=0))
+
+
+def _normal_upper(tail: FloatArray) -> FloatArray:
+    """Normal quantile of 1 - tail within 0.005 (Tukey's lambda); tails above one half give negatives."""
+    p = 1.0 - np.clip(tail, 1e-6, 1.0 - 1e-6)
+    return np.asarray((p**0.135 - (1.0 - p) ** 0.135) / 0.1975)
 
 
 def _ttft(
@@ -165,13 +217,13 @@ def _ttft(
     coming = traffic.arrival_per_s * reaction_s
     burst = coming + Z99 * np.sqrt(traffic.dispersion * max(coming, 0.05))
     ahead_tokens = (traffic.unstarted + burst) * traffic.prompt_mean_tokens
-    return traffic.oldest_wait_s + step_s + ahead_tokens * token_s + own_s
+    waited_s = traffic.oldest_wait_s
+    return np.asarray(waited_s + step_s + ahead_tokens * token_s + own_s)
 
 
 def _expected(t: Tables, traffic: Traffic, inside: float, horizon_s: float) -> tuple[FloatArray, FloatArray]:
     """Expected batch and average power: busy share x busy power + idle share x idle power."""
-    prefill_s = np.maximum(t.chunk_s - t.decode_s, 0.0) / t.chunk_tokens
-    flow = _Flow.solve(t.batch, t.decode_s, prefill_s, traffic, traffic.arrival_per_s)
+    flow = _Flow.solve(t, 1.0, traffic, traffic.arrival_per_s)
     batch = flow.batch_after(inside, horizon_s, traffic.output_mean_tokens)
     share = np.minimum(flow.prefill_share, 1.0)
     busy_w = (1.0 - share) * _at(t.batch, t.decode_w, batch) + share * _at(t.batch, t.chunk_w, batch)

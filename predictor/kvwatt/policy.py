@@ -6,13 +6,13 @@ promises, or the KV cache is about to overflow, the answer is the driver's defau
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from kvwatt.compiled import CompiledModel
-from kvwatt.operating import OperatingPoints, operating_points, tables
+from kvwatt.operating import Factors, OperatingPoints, operating_points, tables
 from kvwatt.projection import Projection, project
 from kvwatt.state import Binding, Decision, EngineShape, EngineState, Forecast, Metric, Slo
 from kvwatt.traffic import Traffic
@@ -30,13 +30,14 @@ class PolicyParams:
     margin: float = 0.05
     reaction_s: float = 1.0
     min_exposure_s: float = 3.0
+    min_finished: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Calibration of the step-time model: multiply a prediction by `time_factor` for its upper bound."""
+    """Calibration of the step-time model, and whether it still holds."""
 
-    time_factor: float = 1.0
+    factors: Factors = field(default_factory=Factors)
     drifted: bool = False
 
 
@@ -64,7 +65,10 @@ def decide(
     if refusal is not None:
         return _default(now_s, Binding.NONE, refusal)
     t = tables(model, state, traffic, shape)
-    points = operating_points(t, state, traffic, params.reaction_s, params.horizon_s, bounds.time_factor)
+    tbt_quantile = slo.tbt.quantile if slo.tbt is not None else 0.99
+    points = operating_points(
+        t, state, traffic, params.reaction_s, params.horizon_s, bounds.factors, tbt_quantile
+    )
     current = _index(model, applied.clock_mhz)
     trajectory = project(state, traffic, shape, float(points.tbt_mean_s[current]), params.horizon_s)
     view = _View(now_s, model, points, _violations(points, slo, params.margin), slo, trajectory)
@@ -80,6 +84,8 @@ def _refuse(traffic: Traffic, bounds: Bounds, params: PolicyParams) -> str | Non
         return "the step-time model no longer fits what is measured"
     if traffic.exposure_s < params.min_exposure_s:
         return f"watching traffic: {traffic.exposure_s:.1f} s of {params.min_exposure_s:.0f} s seen"
+    if traffic.finished < params.min_finished:
+        return f"watching lengths: {traffic.finished:.0f} of {params.min_finished:.0f} requests finished"
     return None
 
 
@@ -122,7 +128,7 @@ class _View:
 
     @property
     def feasible(self) -> BoolArray:
-        return ~np.logical_or.reduce(list(self.broken.values()))
+        return np.asarray(~np.logical_or.reduce(list(self.broken.values())))
 
     def forecast(self, i: int) -> Forecast:
         p = self.points

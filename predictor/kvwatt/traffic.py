@@ -8,7 +8,7 @@ than any other estimate here.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +20,10 @@ from kvwatt.state import EngineSnapshot, Histogram
 FloatArray = npt.NDArray[np.float64]
 
 
+PROMPT_LEVELS = np.array([0.0, 0.25, 0.5, 0.75, 0.85, 0.9, 0.95, 0.98, 0.99, 1.0])
+SHORT_LEVELS = np.array([0.02, 0.05, 0.1, 0.25, 0.5, 1.0])
+
+
 class Survival(Protocol):
     """The part of a length model that a projection needs."""
 
@@ -27,7 +31,7 @@ class Survival(Protocol):
     def equilibrium_survival(self, tokens: FloatArray) -> FloatArray: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Traffic:
     """Estimates at one instant; upper values are one-sided bounds, not maxima."""
 
@@ -35,14 +39,16 @@ class Traffic:
     arrival_upper_per_s: float
     dispersion: float  # variance / mean of arrival counts; 1 = Poisson
     prompt_mean_tokens: float  # to be computed: prefix-cache hits are taken off
-    prompt_high_tokens: float
+    prompt_sd_tokens: float
+    prompt_quantiles_tokens: FloatArray  # at the levels PROMPT_LEVELS
     output_mean_tokens: float
-    output_short_tokens: float  # 25 % of answers are shorter
+    output_short_tokens: FloatArray  # at the levels SHORT_LEVELS: the short answers, hit hardest by a burst
     output_high_tokens: float  # the quantile that the E2E promise names
     unstarted: float  # requests in the server without a first token
     oldest_wait_s: float  # upper bound on how long the oldest of them has waited
     exposure_s: float  # how much recent traffic the rate rests on
-    lengths: Survival | None = field(default=None, compare=False)
+    finished: float  # requests whose lengths are known
+    lengths: Survival | None = None
 
 
 class DecayingRate:
@@ -152,6 +158,7 @@ class TrafficEstimator:
         self._previous: EngineSnapshot | None = None
         self._first_token_offset = 0.0
         self._nobody_waited_s: float | None = None
+        self._finished = 0.0
 
     def restart(self) -> None:
         """The engine restarted (counters went back): forget the previous page, keep what was learned."""
@@ -163,14 +170,25 @@ class TrafficEstimator:
         """Fold in a snapshot; returns the interval since the previous one, None for the first."""
         previous, self._previous = self._previous, snapshot
         self._track_waiting(snapshot)
-        if previous is None or snapshot.observed_s <= previous.observed_s:
+        if previous is None:
+            self._learn(snapshot.prompt_lengths, snapshot.generation_lengths)
+            return None
+        if snapshot.observed_s <= previous.observed_s:
             return None
         step = interval(previous, snapshot)
         self._rate.observe(step.arrivals, step.dt_s)
         self._slow_rate.observe(step.arrivals, step.dt_s)
-        self.prompts.update(difference(snapshot.prompt_lengths, previous.prompt_lengths))
-        self.outputs.update(difference(snapshot.generation_lengths, previous.generation_lengths))
+        self._learn(
+            difference(snapshot.prompt_lengths, previous.prompt_lengths),
+            difference(snapshot.generation_lengths, previous.generation_lengths),
+        )
         return step
+
+    def _learn(self, prompts: Histogram, outputs: Histogram) -> None:
+        """Lengths of finished requests; the first page brings those since the server's start."""
+        self.prompts.update(prompts)
+        self.outputs.update(outputs)
+        self._finished += outputs.count
 
     def _track_waiting(self, snapshot: EngineSnapshot) -> None:
         first_tokens_open = snapshot.ttft_s.count - snapshot.e2e_s.count
@@ -193,18 +211,21 @@ class TrafficEstimator:
             return None
         unstarted = self._unstarted(snapshot)
         cached = self._cached_ratio(snapshot)
+        prompt_quantiles = _quantiles(self.prompts, PROMPT_LEVELS)
         return Traffic(
-            arrival_per_s=self._rate.per_s,
-            arrival_upper_per_s=max(self._rate.upper_per_s(z), self._slow_rate.upper_per_s(z)),
+            arrival_per_s=max(self._rate.per_s, self._slow_rate.per_s),
+            arrival_upper_per_s=self._rate.upper_per_s(z),
             dispersion=max(self._rate.dispersion, 1.0),
             prompt_mean_tokens=self.prompts.mean_tokens * (1.0 - cached),
-            prompt_high_tokens=self.prompts.quantile(0.95),
+            prompt_sd_tokens=_spread(prompt_quantiles) * (1.0 - cached),
+            prompt_quantiles_tokens=prompt_quantiles,
             output_mean_tokens=max(self.outputs.mean_tokens, 1.0),
-            output_short_tokens=max(self.outputs.quantile(0.25), 1.0),
+            output_short_tokens=np.maximum(_quantiles(self.outputs, SHORT_LEVELS), 1.0),
             output_high_tokens=max(self.outputs.quantile(output_quantile), 1.0),
             unstarted=unstarted,
             oldest_wait_s=self._oldest_wait_s(snapshot, unstarted),
             exposure_s=self._rate.exposure_s,
+            finished=self._finished,
             lengths=self.outputs,
         )
 
@@ -222,6 +243,18 @@ class TrafficEstimator:
         if snapshot.prompt_tokens_total <= 0:
             return 0.0
         return min(max(snapshot.prompt_tokens_cached_total / snapshot.prompt_tokens_total, 0.0), 1.0)
+
+
+def _quantiles(lengths: LengthModel, levels: FloatArray) -> FloatArray:
+    return np.array([lengths.quantile(float(level)) for level in levels])
+
+
+def _spread(quantiles: FloatArray) -> float:
+    """Standard deviation of the distribution that is linear between its quantiles at PROMPT_LEVELS."""
+    share, low, high = np.diff(PROMPT_LEVELS), quantiles[:-1], quantiles[1:]
+    mean = float(share @ (low + high) / 2)
+    square = float(share @ (low**2 + low * high + high**2) / 3)
+    return math.sqrt(max(square - mean**2, 0.0))
 
 
 def aged(traffic: Traffic, age_s: float) -> Traffic:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvwatt.projection import FloatArray, project, step_grid
 from kvwatt.state import EngineShape, EngineState, RequestState
-from kvwatt.traffic import Traffic
+from kvwatt.traffic import PROMPT_LEVELS, SHORT_LEVELS, Traffic
 
 SHAPE = EngineShape(block_size=16, num_blocks=20_001, max_num_seqs=128)
 
@@ -32,13 +32,15 @@ def traffic(arrival_per_s: float, mean: float = 200.0, prompt: float = 1000.0) -
         arrival_upper_per_s=arrival_per_s * 1.3,
         dispersion=1.0,
         prompt_mean_tokens=prompt,
-        prompt_high_tokens=3 * prompt,
+        prompt_sd_tokens=prompt,
+        prompt_quantiles_tokens=prompt * 3 * PROMPT_LEVELS,
         output_mean_tokens=mean,
-        output_short_tokens=mean / 3,
+        output_short_tokens=mean * 2 * SHORT_LEVELS,
         output_high_tokens=4 * mean,
         unstarted=0.0,
         oldest_wait_s=0.0,
         exposure_s=60.0,
+        finished=100.0,
         lengths=Exponential(mean),
     )
 
