@@ -1,0 +1,92 @@
+"""`kvwatt profile`: measure a running server over clocks, batches and contexts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from kvwattd.profiler.session import ProfileRequest
+
+
+def profile(
+    url: Annotated[str, typer.Option(help="The vLLM server, http://HOST:PORT.")],
+    gpu: Annotated[list[str], typer.Option(help="GPU of the server, by UUID or index; repeat for several.")],
+    guard_socket: Annotated[Path, typer.Option(help="Socket of the guard.")] = Path("/run/kvwatt/guard.sock"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")] = Path("profile.csv"),
+    minutes: Annotated[float, typer.Option(min=0.05, max=1440, help="Bound on the whole sweep.")] = 10.0,
+    slo_tbt: Annotated[float, typer.Option(min=0.001, help="Seconds between tokens never to exceed.")] = 0.2,
+    slo_ttft: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds to first token of a single prompt.")
+    ] = None,
+    clocks: Annotated[int, typer.Option(min=2, max=64, help="Number of clocks to measure at.")] = 7,
+    min_mhz: Annotated[int | None, typer.Option(help="Lowest clock; default 30 % of the highest.")] = None,
+    max_mhz: Annotated[int | None, typer.Option(help="Highest clock; default the highest supported.")] = None,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="As the server was started.")] = 256,
+    max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="As the server was started.")] = 2048,
+    last_token_id: Annotated[
+        int, typer.Option(min=200, help="Prompts are random tokens up to this.")
+    ] = 31_999,
+    engine: Annotated[str | None, typer.Option(help="Engine label, where the page has several.")] = None,
+    live: Annotated[bool, typer.Option(help="Measure beside other traffic, under the SLO.")] = False,
+    window: Annotated[float, typer.Option(min=0.2, max=30, help="Seconds per measurement.")] = 1.2,
+) -> None:
+    """Sweep clocks and loads with requests of its own and write what each step took and drew.
+
+    Refuses a server that serves others unless --live. Clocks are reset at the end, and by the guard if
+    this process dies. Exit codes: 0 done, 1 stopped by a problem (rows so far are kept), 2 wrong usage,
+    130 interrupted.
+    """
+    from kvwattd.profiler.session import ProfileRequest
+
+    request = ProfileRequest(
+        url=url,
+        gpus=tuple(gpu),
+        guard_socket=guard_socket,
+        output=output,
+        budget_s=60 * minutes,
+        slo_tbt_s=slo_tbt,
+        slo_ttft_s=slo_ttft,
+        clocks=clocks,
+        min_mhz=min_mhz,
+        max_mhz=max_mhz,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        last_token_id=last_token_id,
+        engine=engine,
+        live=live,
+        window_s=window,
+    )
+    raise typer.Exit(_run(request))
+
+
+def _run(request: ProfileRequest) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from kvwattd.profiler.session import PROBLEMS, profile_server
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    try:
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("starting", total=1.0)
+            report = asyncio.run(
+                profile_server(request, lambda text, done: bar.update(task, description=text, completed=done))
+            )
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print(f"interrupted; rows so far are in {request.output}")
+        return 130
+    except PROBLEMS as error:
+        console.print(f"kvwatt profile: {error}", style="red")
+        return 1
+    for reason in report.skipped:
+        console.print(f"left out: {reason}", style="dim")
+    console.print(
+        f"{report.rows} rows from {report.loads} of {report.planned_loads} loads in {request.output}"
+    )
+    console.print(f"next: kvwatt train --profile {request.output} -o MODEL")
+    return 0 if report.rows else 1
