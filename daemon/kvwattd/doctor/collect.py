@@ -33,6 +33,7 @@ from kvwattd.telemetry.gpu import GpuReader, GpuUnavailable
 from kvwattd.telemetry.poller import Poller, TelemetryError
 
 DEADLINE_S = 5.0
+_OWN_DEADLINE_S = 1.0  # a kvwatt daemon answers in milliseconds
 _CAP_SYS_ADMIN = 21  # linux/capability.h
 _CLOCKSOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 
@@ -163,7 +164,7 @@ async def _port(config: Config) -> PortFact:
 
 async def _is_kvwatt(host: str, port: int) -> bool:
     address = f"[{host}]" if ":" in host else host
-    async with httpx.AsyncClient(trust_env=False, timeout=DEADLINE_S) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=_OWN_DEADLINE_S) as client:
         try:
             page = await client.get(f"http://{address}:{port}/api/v1/mode")
         except (httpx.HTTPError, httpx.InvalidURL):
