@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,22 @@ async def test_garbage_body_is_a_422(client: httpx.AsyncClient, plane: FakePlane
     assert response.status_code in (400, 422)
     assert response.headers["content-type"] == "application/problem+json"
     assert plane.mode_view.mode == "shadow"
+
+
+async def test_huge_body_is_refused_before_it_is_read(client: httpx.AsyncClient) -> None:
+    """A body over 64 KiB is a 413 also without a token; memory is not for anybody to fill."""
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while read < 1 << 24:
+            read += 1 << 14
+            yield b" " * (1 << 14)
+
+    response = await client.put("/api/v1/mode", content=endless(), headers=AUTH)
+    assert response.status_code == 413
+    assert "65536 bytes" in response.json()["detail"]
+    assert read < 1 << 24
 
 
 async def test_unknown_path_and_method_are_problems_too(client: httpx.AsyncClient) -> None:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from prometheus_client.exposition import choose_encoder
 
 from kvwattd.api.auth import TokenFile, require_token
+from kvwattd.api.limits import BodyLimit
 from kvwattd.api.ports import ControlPlane, UnknownInstance
 from kvwattd.api.problems import install
 from kvwattd.api.prometheus import registry_of
@@ -51,6 +52,7 @@ def create_app(plane: ControlPlane, token: TokenFile) -> FastAPI:
     )
     app.state.token = token
     install(app)
+    app.add_middleware(BodyLimit)
     app.include_router(_reads(plane), prefix="/api/v1", responses=_ERRORS)
     app.include_router(_writes(plane), prefix="/api/v1", dependencies=_WRITE, responses=_WRITE_ERRORS)
     app.include_router(_probes(plane))
