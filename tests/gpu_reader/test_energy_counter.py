@@ -39,7 +39,7 @@ def test_true_counter_is_taken_as_it_is(readings: list[tuple[float, float]]) -> 
 
 
 def test_counter_begins_anew() -> None:
-    """A falling counter is a reset: the gap is bridged by mean power and labelled, the value is the new base."""
+    """A falling counter is a reset: mean power bridges the gap, labelled; the value is the new base."""
     counter = EnergyCounter(300.0)
     counter.update(0.0, 1_000_000, 100.0)
     reading = counter.update(10.0, 50, 200.0)

@@ -108,6 +108,7 @@ async def test_no_driver(stage: GuardStage) -> None:
 
 async def test_spawned(stage: GuardStage) -> None:
     """A daemon can start its own guard, set clocks over it, and have them reset by stopping it."""
+    stage.socket = stage.folder / "new" / "guard.sock"
     guard = await spawn_guard(stage.socket, stage.state_file, UUIDS, env=stage.environment)
     client = GuardClient(stage.socket, timeout_s=5.0)
     await client.connect()
@@ -139,7 +140,7 @@ async def test_spawned_for_its_parent_only(stage: GuardStage) -> None:
 async def test_spawn_that_fails(stage: GuardStage) -> None:
     """A guard that cannot start is reported, not waited for."""
     with pytest.raises(GuardError, match="ended at once"):
-        await spawn_guard(stage.folder / "no" / "dir.sock", stage.state_file, UUIDS, env=stage.environment)
+        await spawn_guard(stage.socket, stage.state_file, ["0"], env=stage.environment)
 
 
 PARENT = """

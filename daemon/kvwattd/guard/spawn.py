@@ -64,8 +64,10 @@ async def spawn_guard(
 ) -> SpawnedGuard:
     """Start a guard and wait until it answers. Raises GuardError(unreachable) when it does not.
 
-    `gpus` are UUIDs. `env` is added to this process's environment.
+    `gpus` are UUIDs. `env` is added to this process's environment. Missing folders are made.
     """
+    for folder in {socket.parent, state_file.parent}:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     arguments = ["--socket", str(socket), "--state-file", str(state_file), "--lease-s", str(lease_s)]
     arguments += ["--min-mhz", str(min_mhz), "--max-mhz", str(max_mhz), "--exit-on-disconnect"]
     for uuid in gpus:
