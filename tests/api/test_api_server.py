@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from kvwattd.api.app import create_app
 from kvwattd.api.auth import TokenFile
-from kvwattd.api.server import ApiServer, ApiUnavailable
+from kvwattd.api.server import ApiServer, ApiUnavailable, bind
 
 
 async def get(url: str) -> httpx.Response:
@@ -43,6 +43,16 @@ async def test_signal_handlers_are_left_alone() -> None:
     during = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     await server.stop()
     assert before == during == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """Accepted connections have Nagle's algorithm off: with it each answer comes 40 ms late."""
+    with bind("127.0.0.1", 0) as listener:
+        with socket.create_connection(listener.getsockname()):
+            listener.setblocking(True)
+            accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_busy_port_is_refused_with_what_to_do() -> None:

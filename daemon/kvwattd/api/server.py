@@ -60,7 +60,7 @@ class ApiServer:
 
     async def start(self) -> None:
         """Bind and serve. Raises ApiUnavailable."""
-        self._socket = _bind(self._host, self._wanted_port)
+        self._socket = bind(self._host, self._wanted_port)
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="api")
         ready = asyncio.create_task(self._server.ready.wait(), name="api-ready")
         waited = {self._task, ready}
@@ -105,7 +105,8 @@ def _config(app: FastAPI) -> uvicorn.Config:
     )
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ApiUnavailable."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=64)

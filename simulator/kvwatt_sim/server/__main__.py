@@ -70,7 +70,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), backlog=512)
     except (OSError, OverflowError) as error:
         raise ValueError(f"--host {host} --port {port}: {error}") from error
-    # Accepted sockets inherit it. Without it tokens wait up to 40 ms for the client's delayed acknowledgement.
+    # Accepted sockets inherit it; without it tokens wait up to 40 ms for a delayed acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
