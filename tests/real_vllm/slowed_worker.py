@@ -96,7 +96,7 @@ class SlowedWorker(CPUWorker):
 
     _pace: Pace | None = None
 
-    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:  # noqa: ANN401 - vLLM's own type varies
+    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """Compute the step, then wait for the simulated GPU to be done with it."""
         if scheduler_output.total_num_scheduled_tokens == 0:
             return super().execute_model(scheduler_output)
