@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kvwatt.state import Metric, Slo
-from kvwatt_sim.latency import LatencyReport, report
-from kvwatt_sim.loadgen import RequestRecord
+from kvwatt_sim.latency import LatencyReport
 
 
 @dataclass(frozen=True, slots=True)
 class PlantResult:
-    """One plant over the whole horizon; energy from the GPU's own counter, idle time included."""
+    """One plant over the whole horizon; energy from the GPU's own counter, idle time included.
+
+    `latency` is of the requests due within the horizon, `tokens` are all that came within it.
+    """
 
     energy_j: float
+    energy_with_warmup_j: float
     duration_s: float
+    tokens: int
     latency: LatencyReport
     clock_changes: int
     mean_clock_mhz: float
@@ -24,7 +27,7 @@ class PlantResult:
     @property
     def tokens_per_j(self) -> float:
         """Output tokens per joule; 0 when nothing was drawn."""
-        return self.latency.tokens / self.energy_j if self.energy_j > 0.0 else 0.0
+        return self.tokens / self.energy_j if self.energy_j > 0.0 else 0.0
 
     def document(self) -> dict[str, Any]:
         """Plain types for JSON."""
@@ -36,8 +39,9 @@ class PlantResult:
         }
         return {
             "energy_j": self.energy_j,
+            "energy_with_warmup_j": self.energy_with_warmup_j,
             "mean_power_w": self.energy_j / self.duration_s,
-            "tokens": latency.tokens,
+            "tokens": self.tokens,
             "tokens_per_j": self.tokens_per_j,
             "requests": latency.requests,
             "finished": latency.finished,
@@ -59,6 +63,7 @@ class DemoResult:
     baseline: PlantResult
     kvwatt: PlantResult
     slo: Slo
+    warmup_s: float
     rate_per_s: float
     load: float
     seed: int
@@ -71,6 +76,11 @@ class DemoResult:
     def energy_saved_ratio(self) -> float:
         """1 - kvwatt / baseline, in joules over the horizon."""
         return 1.0 - self.kvwatt.energy_j / self.baseline.energy_j
+
+    @property
+    def saved_with_warmup_ratio(self) -> float:
+        """The same from the first request on, when kvwatt still watches."""
+        return 1.0 - self.kvwatt.energy_with_warmup_j / self.baseline.energy_with_warmup_j
 
     @property
     def per_token_saved_ratio(self) -> float | None:
@@ -87,6 +97,7 @@ class DemoResult:
             "baseline": self.baseline.document(),
             "kvwatt": kvwatt,
             "energy_saved_ratio": self.energy_saved_ratio,
+            "energy_saved_with_warmup_ratio": self.saved_with_warmup_ratio,
             "energy_per_token_saved_ratio": self.per_token_saved_ratio,
             "slo_attainment": kvwatt["attainment"],
             "slo": {
@@ -95,6 +106,7 @@ class DemoResult:
                 if target is not None
             },
             "horizon_s": self.kvwatt.duration_s,
+            "warmup_s": self.warmup_s,
             "workload": self.workload,
             "rate_per_s": self.rate_per_s,
             "load": self.load,
@@ -103,16 +115,3 @@ class DemoResult:
             "loop_lag_p99_s": self.loop_lag_p99_s,
             "warnings": list(self.warnings),
         }
-
-
-def plant_result(
-    records: Sequence[RequestRecord],
-    slo: Slo,
-    horizon_s: tuple[float, float],
-    energy_j: float,
-    clock_changes: int,
-    mean_clock_mhz: float,
-) -> PlantResult:
-    """Judge one plant's requests at the end of the horizon (start and end, monotonic seconds)."""
-    start_s, end_s = horizon_s
-    return PlantResult(energy_j, end_s - start_s, report(records, slo, end_s), clock_changes, mean_clock_mhz)

@@ -23,8 +23,8 @@ from kvwatt_sim.demo.cpu import LAG_WARN_S, CpuMeter, children
 from kvwatt_sim.demo.daemon import Daemon
 from kvwatt_sim.demo.model import cached_model, is_cached
 from kvwatt_sim.demo.plant import Plant, libraries, start_plants
-from kvwatt_sim.demo.results import DemoResult, plant_result
-from kvwatt_sim.demo.serve import Served, serve
+from kvwatt_sim.demo.results import DemoResult, PlantResult
+from kvwatt_sim.demo.serve import Replay, Served, serve
 from kvwatt_sim.demo.settings import (
     BASELINE,
     CAPACITY_PER_S,
@@ -33,10 +33,12 @@ from kvwatt_sim.demo.settings import (
     SLO,
     DemoError,
     DemoOptions,
+    Schedule,
     schedule,
 )
 from kvwatt_sim.demo.table import print_result
 from kvwatt_sim.demo.view import LineView, LiveView, View
+from kvwatt_sim.latency import report
 from kvwatt_sim.traces import TraceError, TraceRequest
 
 DROPPED_WARN_S = 0.1
@@ -49,14 +51,14 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvwatt-demo-")))
         plants, daemon = _set_up(options, console, stack, folder)
         plan = schedule(deadline_s - time.monotonic())
-        requests = draw(options, plan.arrivals_s)
-        _announce(console, options, requests, plan.arrivals_s)
+        coming_s = plan.warmup_s + plan.arrivals_s
+        requests = draw(options, coming_s)
+        _announce(console, options, requests, plan)
         meter = CpuMeter(_processes(plants, daemon))
         view: View = LiveView(console, SLO) if console.is_terminal else LineView(console)
         with view:
-            bound_s = plan.arrivals_s + plan.drain_s
-            served = asyncio.run(serve(plants, daemon, requests, options.seed, bound_s, view))
-        result = _judge(options, served, meter, len(requests) / plan.arrivals_s)
+            served = asyncio.run(serve(plants, daemon, requests, options.seed, plan, view))
+        result = _judge(options, served, meter, plan, len(requests) / coming_s)
     print_result(console, result)
     if options.json_file is not None:
         _write_json(options.json_file, result)
@@ -99,7 +101,7 @@ def _set_up(
 
 
 def _announce(
-    console: Console, options: DemoOptions, requests: tuple[TraceRequest, ...], arrivals_s: float
+    console: Console, options: DemoOptions, requests: tuple[TraceRequest, ...], plan: Schedule
 ) -> None:
     promises = ", ".join(
         f"{name} <= {target.limit_s:g} s"
@@ -108,8 +110,8 @@ def _announce(
     )
     _say(
         console,
-        f"{len(requests)} requests in {arrivals_s:.0f} s, {_workload(options)}, to both; "
-        f"promised to 99 % of them: {promises}",
+        f"{len(requests)} requests in {plan.warmup_s:.0f} s of warm-up and {plan.arrivals_s:.0f} s, "
+        f"{_workload(options)}, to both; promised to 99 % of them: {promises}",
     )
 
 
@@ -128,18 +130,15 @@ def _processes(plants: tuple[Plant, ...], daemon: Daemon) -> dict[str, int]:
     return named | {f"guard {pid}" if len(guards) > 1 else "guard": pid for pid in guards}
 
 
-def _judge(options: DemoOptions, served: Served, meter: CpuMeter, rate_per_s: float) -> DemoResult:
-    horizon_s = (served.start_s, served.end_s)
-    baseline, kvwatt = (
-        plant_result(
-            replay.records, SLO, horizon_s, replay.energy_j, replay.clock_changes, replay.mean_clock_mhz
-        )
-        for replay in served.replays
-    )
+def _judge(
+    options: DemoOptions, served: Served, meter: CpuMeter, plan: Schedule, rate_per_s: float
+) -> DemoResult:
+    baseline, kvwatt = (_plant_result(replay, served) for replay in served.replays)
     return DemoResult(
         baseline=baseline,
         kvwatt=kvwatt,
         slo=SLO,
+        warmup_s=plan.warmup_s,
         rate_per_s=rate_per_s,
         load=options.load,
         seed=options.seed,
@@ -147,6 +146,18 @@ def _judge(options: DemoOptions, served: Served, meter: CpuMeter, rate_per_s: fl
         cpu_shares=meter.shares(),
         loop_lag_p99_s=served.lag_p99_s,
         warnings=tuple(_warnings(served)),
+    )
+
+
+def _plant_result(replay: Replay, served: Served) -> PlantResult:
+    return PlantResult(
+        energy_j=replay.energy_j,
+        energy_with_warmup_j=replay.energy_with_warmup_j,
+        duration_s=served.end_s - served.start_s,
+        tokens=replay.tokens,
+        latency=report(replay.measured(served.start_s), SLO, served.end_s),
+        clock_changes=replay.clock_changes,
+        mean_clock_mhz=replay.mean_clock_mhz,
     )
 
 

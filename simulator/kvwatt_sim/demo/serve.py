@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import httpx
@@ -14,7 +14,7 @@ from kvwatt.state import Metric
 from kvwatt_sim.demo.cpu import LagMeter
 from kvwatt_sim.demo.daemon import Daemon, DaemonStatus
 from kvwatt_sim.demo.plant import EngineGauges, Plant
-from kvwatt_sim.demo.settings import KVWATT
+from kvwatt_sim.demo.settings import KVWATT, Schedule
 from kvwatt_sim.demo.view import Frame, PlantView, View
 from kvwatt_sim.latency import observed_s
 from kvwatt_sim.loadgen import LoadGenerator, LoadOptions, RequestRecord
@@ -31,8 +31,10 @@ class Replay:
 
     plant: Plant
     generator: LoadGenerator
+    first_j: float = 0.0
     start_j: float = 0.0
     end_j: float = 0.0
+    tokens_before: int = 0
     changes_before: int = 0
     clocks_mhz: list[int] = field(default_factory=list)
     gauges: EngineGauges | None = None
@@ -44,8 +46,29 @@ class Replay:
 
     @property
     def energy_j(self) -> float:
-        """From the GPU's counter, between the first request and the end of the horizon."""
+        """From the GPU's counter, over the horizon: from the end of the warm-up to the end."""
         return self.end_j - self.start_j
+
+    @property
+    def energy_with_warmup_j(self) -> float:
+        """From the first request to the end."""
+        return self.end_j - self.first_j
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that came within the horizon, the rest of the warm-up's answers included."""
+        return sum(record.tokens for record in self.records) - self.tokens_before
+
+    def begin(self) -> None:
+        """The warm-up is over: from here on it counts."""
+        self.start_j = self.plant.counter_j()
+        self.changes_before = self.plant.clock_changes()
+        self.tokens_before = sum(record.tokens for record in self.records)
+        self.clocks_mhz.clear()
+
+    def measured(self, start_s: float) -> list[RequestRecord]:
+        """The requests that were due within the horizon."""
+        return [record for record in self.records if record.due_s >= start_s]
 
     @property
     def mean_clock_mhz(self) -> float:
@@ -54,13 +77,13 @@ class Replay:
 
     @property
     def clock_changes(self) -> int:
-        """Changes since the first request."""
+        """Changes within the horizon."""
         return self.plant.clock_changes() - self.changes_before
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Both replays and the horizon they share (monotonic seconds)."""
+    """Both replays and the horizon they share: from the end of the warm-up on (monotonic seconds)."""
 
     replays: tuple[Replay, ...]
     start_s: float
@@ -73,53 +96,61 @@ async def serve(
     daemon: Daemon | None,
     requests: Sequence[TraceRequest],
     seed: int,
-    bound_s: float,
+    plan: Schedule,
     view: View,
 ) -> Served:
-    """Replay `requests` on every plant until all have drained or `bound_s` after the first arrival."""
+    """Replay `requests` on every plant until all have drained or the plan's bound after the first arrival."""
     options = LoadOptions(seed=seed)
     replays = tuple(Replay(p, LoadGenerator(p.server.base_url, requests, options)) for p in plants)
-    start_s = time.monotonic() + LEAD_S
+    first_s = time.monotonic() + LEAD_S
     lag = LagMeter()
     async with httpx.AsyncClient() as client:
-        watch = _Watch(replays, daemon, len(requests), start_s, bound_s, view, client)
-        helpers = [asyncio.create_task(lag.run()), asyncio.create_task(watch.run())]
-        try:
-            await asyncio.sleep(start_s - time.monotonic())
-            for replay in replays:
-                replay.start_j = replay.plant.counter_j()
-                replay.changes_before = replay.plant.clock_changes()
-            await _drained(replays, start_s, bound_s, helpers[1])
+        watch = _Watch(replays, daemon, len(requests), first_s, plan, view, client)
+        async with _background(lag.run(), watch.run(), _begin(replays, first_s, plan.warmup_s)) as tasks:
+            await _drained(replays, first_s, plan.bound_s, tasks)
             end_s = time.monotonic()
             for replay in replays:
                 replay.end_j = replay.plant.counter_j()
-        finally:
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
-    return Served(replays, start_s, end_s, lag.quantile_s(0.99))
+    return Served(replays, first_s + plan.warmup_s, end_s, lag.quantile_s(0.99))
+
+
+async def _begin(replays: Sequence[Replay], first_s: float, warmup_s: float) -> None:
+    """Note where energy, tokens and changes stand at the first request and after the warm-up."""
+    await asyncio.sleep(first_s - time.monotonic())
+    for replay in replays:
+        replay.first_j = replay.plant.counter_j()
+    await asyncio.sleep(first_s + warmup_s - time.monotonic())
+    for replay in replays:
+        replay.begin()
+
+
+@asynccontextmanager
+async def _background(*jobs: Coroutine[None, None, None]) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Tasks that end with the block."""
+    tasks = [asyncio.create_task(job) for job in jobs]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _drained(
-    replays: Sequence[Replay], start_s: float, bound_s: float, watching: asyncio.Task[None]
+    replays: Sequence[Replay], first_s: float, bound_s: float, background: Sequence[asyncio.Task[None]]
 ) -> None:
-    """Return when every request has ended or the bound is reached; raises what the watch raised."""
-    loads = [asyncio.create_task(replay.generator.run(start_s)) for replay in replays]
-    everything = asyncio.gather(*loads)
-    try:
-        async with asyncio.timeout(start_s + bound_s - time.monotonic()):
-            await asyncio.wait((everything, watching), return_when=asyncio.FIRST_COMPLETED)
-        if watching.done():
-            watching.result()
-        await everything
-    except TimeoutError:
-        return  # what is in flight stays unfinished and is counted as such
-    finally:
-        everything.cancel()
-        for load in loads:
-            load.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*loads, return_exceptions=True)
+    """Return when every request has ended or the bound is reached; raise what a background task raised."""
+    async with _background(*(replay.generator.run(first_s) for replay in replays)) as loads:
+        open_tasks = {*loads, *background}
+        while not all(load.done() for load in loads):
+            left_s = first_s + bound_s - time.monotonic()
+            done, open_tasks = await asyncio.wait(
+                open_tasks, timeout=max(left_s, 0.0), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()
+            if not done:
+                return  # the bound: what is in flight stays unfinished and is counted as such
 
 
 class _Watch:
@@ -130,15 +161,15 @@ class _Watch:
         replays: Sequence[Replay],
         daemon: Daemon | None,
         requests: int,
-        start_s: float,
-        bound_s: float,
+        first_s: float,
+        plan: Schedule,
         view: View,
         client: httpx.AsyncClient,
     ) -> None:
         self._replays = replays
         self._daemon = daemon
         self._requests = requests
-        self._start_s, self._bound_s = start_s, bound_s
+        self._first_s, self._plan = first_s, plan
         self._view = view
         self._client = client
         self._status: DaemonStatus | None = None
@@ -167,11 +198,12 @@ class _Watch:
     def _frame(self, now_s: float) -> Frame:
         status = self._status
         return Frame(
-            elapsed_s=max(now_s - self._start_s, 0.0),
-            total_s=self._bound_s,
+            elapsed_s=max(now_s - self._first_s, 0.0),
+            warmup_s=self._plan.warmup_s,
+            total_s=self._plan.bound_s,
             sent=len(self._replays[0].records),
             requests=self._requests,
-            plants=tuple(_plant_view(replay, now_s >= self._start_s) for replay in self._replays),
+            plants=tuple(_plant_view(replay, now_s >= self._first_s) for replay in self._replays),
             regime=status.regime if status else "no answer",
             reason=status.reason if status else "the daemon has not answered yet",
         )
@@ -192,7 +224,7 @@ def _plant_view(replay: Replay, started: bool) -> PlantView:
         clock_mhz=reading.clock_mhz,
         lock=lock,
         power_w=reading.power_w,
-        energy_j=reading.visible_j - replay.start_j if started else 0.0,
+        energy_j=reading.visible_j - replay.first_j if started else 0.0,
         running=gauges.running if gauges else None,
         waiting=gauges.waiting if gauges else None,
         kv_usage=gauges.kv_usage if gauges else None,

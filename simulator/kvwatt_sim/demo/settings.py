@@ -13,9 +13,9 @@ CARD = "l20"
 # capacity of the paper's setting; mean over three seeds of `python -m kvwatt_sim.demo.capacity`.
 CAPACITY_PER_S = 3.1
 
-# TTFT: 3 s, the p99 at capacity. TBT: 0.2 s, the paper's promise, slower than which reading stalls.
-# E2E: 60 s, the p99 at capacity (54 to 78 s by seed).
-SLO = Slo(ttft=SloTarget(3.0), tbt=SloTarget(0.2), e2e=SloTarget(60.0))
+# The paper's setting. TTFT: twice the p99 at capacity. TBT: 0.2 s per token, slower than which reading
+# stalls. E2E: the p99 at capacity (54 to 78 s by seed; the longest answers have 1,000 tokens).
+SLO = Slo(ttft=SloTarget(6.0), tbt=SloTarget(0.2), e2e=SloTarget(60.0))
 
 BASELINE, KVWATT = "baseline", "kvwatt"
 
@@ -45,28 +45,40 @@ class DemoOptions:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How the time left after setup is spent."""
+    """How the time left after setup is spent: `warmup_s` and `arrivals_s` have requests coming."""
 
+    warmup_s: float
     arrivals_s: float
     drain_s: float
 
+    @property
+    def bound_s(self) -> float:
+        """From the first request to the end, whatever is unfinished then."""
+        return self.warmup_s + self.arrivals_s + self.drain_s
+
 
 def schedule(left_s: float) -> Schedule:
-    """Arrivals stop early enough that most answers end: the longest ones take about 20 s.
+    """Arrivals stop early enough that most answers end: the longest ones take 20 to 40 s.
 
     Raises DemoError when setup has used up the time.
     """
     left_s -= STOP_RESERVE_S
-    drain_s = min(MAX_DRAIN_S, DRAIN_SHARE * left_s)
-    if left_s - drain_s < MIN_ARRIVALS_S:
+    if left_s < MIN_SERVING_S:
         raise DemoError(
-            f"setup left {max(left_s, 0.0):.0f} s, {MIN_ARRIVALS_S / (1 - DRAIN_SHARE):.0f} s are needed: "
-            "run it again (model and libraries are cached now) or give more --seconds"
+            f"setup left {max(left_s, 0.0):.0f} s for serving, {MIN_SERVING_S:g} s are needed: run it again "
+            "(model and libraries are cached now) or give more --seconds"
         )
-    return Schedule(left_s - drain_s, drain_s)
+    drain_s = min(MAX_DRAIN_S, DRAIN_SHARE * left_s)
+    warmup_s = min(MAX_WARMUP_S, WARMUP_SHARE * left_s)
+    return Schedule(warmup_s, left_s - drain_s - warmup_s, drain_s)
 
 
 STOP_RESERVE_S = 3.0  # to stop the daemon, its guard and two servers, and to print the table
+MIN_SERVING_S = 8.0
+# A daemon that has just started watches traffic at driver default until a few requests have finished.
+# Beside a service that runs for days this is nothing, in a minute it would be a fifth: the warm-up has
+# the same requests for both and is not measured (the saving with it is given too).
+MAX_WARMUP_S = 9.0
+WARMUP_SHARE = 0.2
 MAX_DRAIN_S = 30.0
-DRAIN_SHARE = 0.45
-MIN_ARRIVALS_S = 4.0
+DRAIN_SHARE = 0.36

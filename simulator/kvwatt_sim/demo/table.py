@@ -26,7 +26,9 @@ def print_result(console: Console, result: DemoResult) -> None:
     )
     console.print(
         f"Energy saved against driver default over {result.kvwatt.duration_s:.0f} s: "
-        f"{_share(result.energy_saved_ratio)} ({_share(per_token)} per token); promises kept: {attained}",
+        f"{_share(result.energy_saved_ratio)} ({_share(per_token)} per token; "
+        f"{_share(result.saved_with_warmup_ratio)} with {result.warmup_s:.0f} s of warm-up); "
+        f"promises kept: {attained}",
         highlight=False,
         style="bold",
     )

@@ -42,6 +42,7 @@ class Frame:
     """Everything shown at one moment."""
 
     elapsed_s: float
+    warmup_s: float
     total_s: float
     sent: int
     requests: int
@@ -109,6 +110,8 @@ class LineView:
             for p in frame.plants
         )
         progress = f"[{frame.elapsed_s:3.0f} s] {frame.sent}/{frame.requests} sent"
+        if frame.elapsed_s < frame.warmup_s:
+            progress += " (warm-up)"
         self._console.print(f"{progress} | {plants}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -131,7 +134,9 @@ def render(frame: Frame, slo: Slo) -> Group:
     }
     for label, cells in rows.items():
         table.add_row(label, *cells)
-    title = f"{frame.elapsed_s:.0f} of {frame.total_s:.0f} s, {frame.sent} of {frame.requests} requests sent"
+    phase = "warm-up: " if frame.elapsed_s < frame.warmup_s else ""
+    sent = f"{frame.sent} of {frame.requests} requests sent"
+    title = f"{phase}{frame.elapsed_s:.0f} of at most {frame.total_s:.0f} s, {sent}"
     bar = ProgressBar(total=frame.total_s, completed=min(frame.elapsed_s, frame.total_s))
     reason = Text(f"kvwatt ({frame.regime}): {frame.reason}", overflow="fold")
     return Group(Panel(table, title=title), bar, reason)
