@@ -1,7 +1,7 @@
 """Physical prior of one engine step: where its time goes, as a law with non-negative coefficients.
 
     g    = 1000 / clock_mhz                                   everything that runs at the SM clock
-    mem  = w0 + w1 g + (l0 + l1 g) log2(1 + B)                weights and activations, read once per step
+    mem  = max~(w0, w1 g) + (l0 + l1 g) log2(1 + B)           weights and activations, read once per step
     comp = (cd B + cp N) g                                    arithmetic of B decode and N prefill tokens
     attn = K max~(k0, k1 g)                                   KV cache: bandwidth- or clock-bound
     T    = o0 + o1 g + max~(mem, comp) + (s0 + s1 g) B + attn + q N^2 g
@@ -73,7 +73,7 @@ def step_time_s(
 ) -> Floats:
     """The law of this module with coefficients `c`."""
     g = 1000.0 / clock_mhz
-    memory = c[2] + c[3] * g + (c[4] + c[5] * g) * np.log2(1.0 + batch)
+    memory = _smooth_max(np.asarray(c[2]), c[3] * g, c[14]) + (c[4] + c[5] * g) * np.log2(1.0 + batch)
     dense = _smooth_max(memory, (c[6] * batch + c[7] * prefill) * g, c[13])
     attention = kv * _smooth_max(np.asarray(c[10]), c[11] * g, c[14])
     total = c[0] + c[1] * g + dense + (c[8] + c[9] * g) * batch + attention + c[12] * prefill**2 * g

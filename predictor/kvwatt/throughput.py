@@ -69,13 +69,20 @@ class StepModel:
         log_ratio = self.correction.at(batch, kv, prefill)
         beyond = self.correction.beyond(batch, kv, prefill)[:, None]
         node_y = node_x + np.where(beyond, np.maximum(log_ratio, 0.0), log_ratio)
-        node_y = np.maximum.accumulate(node_y[:, ::-1], axis=1)[:, ::-1]
+        node_y = _non_increasing(node_y)
         x = np.log(self.prior.step_time_s(clocks_mhz[None, :], b, k, n))
         return np.exp(_follow(x, clocks_mhz, node_x, node_y, nodes))
 
     def power_table(self, clocks_mhz: Floats, batch: Floats, kv: Floats, prefill: Floats) -> Floats:
         """Watts at n loads (n,) and m clocks (m,): shape (n, m)."""
         return self.power.power_w(self.prior, clocks_mhz, batch, kv, prefill)
+
+
+def _non_increasing(y: Floats) -> Floats:
+    """Rows between their smallest non-increasing upper bound and their largest lower one: unbiased."""
+    upper = np.maximum.accumulate(y[:, ::-1], axis=1)[:, ::-1]
+    lower = np.minimum.accumulate(y, axis=1)
+    return np.asarray((upper + lower) / 2)
 
 
 def _follow(x: Floats, clocks: Floats, node_x: Floats, node_y: Floats, nodes: Floats) -> Floats:

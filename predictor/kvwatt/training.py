@@ -20,6 +20,7 @@ COVERAGE = 0.9
 SPLIT_SEED = 0
 MIN_ROWS = 12
 MAX_CLOCK_FOLDS = 8
+SMALL_ROWS = 500
 
 
 class TrainingError(ValueError):
@@ -54,10 +55,11 @@ def train(
 ) -> StepModel:
     """A model with its bound and its cross-validated errors in the manifest. Raises `TrainingError`.
 
-    `folds` defaults to 10, or 5 above 500 rows.
+    `folds` defaults to 10, or 5 above 500 rows; so are the clocks that are left out fewer there.
     """
     options = options if options is not None else BoostOptions()
-    count = folds or (10 if len(table) <= 500 else 5)
+    small = len(table) <= SMALL_ROWS
+    count = folds or (10 if small else 5)
     model = fit(table, origin, options)
 
     def fit_fold(rows: ProfileTable) -> StepModel:
@@ -66,7 +68,9 @@ def train(
     random = cross_validate(table, random_folds(len(table), count), fit_fold)
     errors = {f"fold_{key}": value for key, value in scores(table, random).items()}
     if by_clock and len(np.unique(table.clock_mhz)) >= 4:
-        clocks = cross_validate(table, clock_folds(table.clock_mhz), fit_fold)
+        clocks = cross_validate(
+            table, clock_folds(table.clock_mhz, MAX_CLOCK_FOLDS if small else 4), fit_fold
+        )
         errors |= {f"clock_{key}": value for key, value in scores(table, clocks).items()}
         inside = (table.clock_mhz > table.clock_mhz.min()) & (table.clock_mhz < table.clock_mhz.max())
         errors |= {f"inner_clock_{key}": v for key, v in scores(table, clocks, inside).items()}
