@@ -247,7 +247,7 @@ def _write_compiled(path: Path, compiled: CompiledModel) -> None:
 def _read_compiled(path: Path, clocks_mhz: tuple[int, ...]) -> CompiledModel | None:
     """The cached table, or None where there is none that can be used: it is then built anew."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             compiled = CompiledModel(
                 clocks_mhz,
                 float(data["upper_factor"]),
@@ -256,7 +256,7 @@ def _read_compiled(path: Path, clocks_mhz: tuple[int, ...]) -> CompiledModel | N
                 data["busy_w"],
                 data["idle_w"],
             )
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
     return compiled if _consistent(compiled) else None
 

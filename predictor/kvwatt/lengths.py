@@ -134,7 +134,7 @@ def _spread(bounds: Floats, counts: Floats, total_tokens: float) -> Floats:
         return np.asarray((weight * leaned / leaned.sum(axis=1, keepdims=True)).sum(axis=0))
 
     low, high = -_TILT_LIMIT, _TILT_LIMIT
-    for _ in range(30):
+    for _ in range(22):
         theta = (low + high) / 2
         if float(tilted(theta) @ middles) < total_tokens:
             low = theta
@@ -144,12 +144,20 @@ def _spread(bounds: Floats, counts: Floats, total_tokens: float) -> Floats:
 
 
 def _bucket(bounds: Floats, row: int) -> tuple[Floats, Floats]:
-    """One bucket's share per cell (uniform in tokens) and the cells' position in it, 0..1."""
+    """One bucket's share per cell and the cells' position in it, 0..1.
+
+    Uniform in tokens; in the last, unbounded one falling with the square of the length (Pareto).
+    """
     low, high = _bucket_edges(bounds, row)
+    middles = (_EDGES[:-1] + _EDGES[1:]) / 2
     overlap = np.clip(np.minimum(_EDGES[1:], high) - np.maximum(_EDGES[:-1], low), 0.0, None)
     if overlap.sum() <= 0:
         overlap[_cell_of(high)] = 1.0
-    place = np.clip(((_EDGES[:-1] + _EDGES[1:]) / 2 - low) / max(high - low, 1e-9), 0.0, 1.0)
+    if math.isinf(bounds[row]):
+        overlap /= middles**2
+        place = np.log2(np.clip(middles / max(low, 1.0), 1.0, None)) / 4
+        return overlap / overlap.sum(), np.clip(place, 0.0, 1.0)
+    place = np.clip((middles - low) / max(high - low, 1e-9), 0.0, 1.0)
     return overlap / overlap.sum(), place
 
 
