@@ -21,7 +21,6 @@ FloatArray = npt.NDArray[np.float64]
 GRID_POINTS = 12  # batch sizes at which the model is asked; between them times are nearly linear
 MAX_PREFILL_SHARE = 0.95  # above it the fixed point diverges: the clock cannot carry the traffic
 Z99 = 2.33  # normal quantile of 99 %
-OWN_PROMPT_LEVEL = 0.95  # a request's own prompt, beside a 99 % burst ahead of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +107,14 @@ def operating_points(
     short_tbt_s = _short_tbt(step_s, prefill_s, traffic, tbt_quantile)
     beyond = factors.upper / factors.typical
     token_s = beyond * _at(t.batch, busy.chunk_s, worst) / t.chunk_tokens
-    own_s = float(np.interp(OWN_PROMPT_LEVEL, PROMPT_LEVELS, traffic.prompt_quantiles_tokens)) * token_s
+    first_s = traffic.prompt_mean_tokens * token_s
     batch, power_w = _expected(t, traffic, inside, horizon_s)
     return OperatingPoints(
         batch=batch,
         tbt_mean_s=long_tbt_s,
         tbt_s=np.maximum(short_tbt_s, long_tbt_s),
-        ttft_s=_ttft(beyond * step_s, own_s, token_s, traffic, reaction_s),
-        e2e_s=own_s + traffic.output_high_tokens * long_tbt_s,
+        ttft_s=_ttft(beyond * step_s, token_s, traffic, reaction_s),
+        e2e_s=first_s + traffic.output_high_tokens * long_tbt_s,
         power_w=power_w,
         carries=busy.carries,
     )
@@ -210,15 +209,22 @@ def _normal_upper(tail: FloatArray) -> FloatArray:
     return np.asarray((p**0.135 - (1.0 - p) ** 0.135) / 0.1975)
 
 
-def _ttft(
-    step_s: FloatArray, own_s: FloatArray, token_s: FloatArray, traffic: Traffic, reaction_s: float
-) -> FloatArray:
-    """Wait so far, the step in progress, everyone ahead, and the burst before the clock can rise."""
+def _ttft(step_s: FloatArray, token_s: FloatArray, traffic: Traffic, reaction_s: float) -> FloatArray:
+    """The later of two: who waits longest now, and who arrives in a burst before the clock can rise.
+
+    The first has waited already, behind at most all that wait; the second starts to wait now, behind
+    them and the burst, its own prompt included (compound Poisson, 99 %).
+    """
+    mean, square = traffic.prompt_mean_tokens, traffic.prompt_sd_tokens**2
+    ahead = traffic.unstarted * mean + np.sqrt(traffic.unstarted * square)
+    waiting_s = (
+        traffic.oldest_wait_s + step_s + ahead * token_s if traffic.unstarted else np.zeros_like(step_s)
+    )
     coming = traffic.arrival_per_s * reaction_s
-    burst = coming + Z99 * np.sqrt(traffic.dispersion * max(coming, 0.05))
-    ahead_tokens = (traffic.unstarted + burst) * traffic.prompt_mean_tokens
-    waited_s = traffic.oldest_wait_s
-    return np.asarray(waited_s + step_s + ahead_tokens * token_s + own_s)
+    burst_variance = (1.0 + coming) * square + coming * traffic.dispersion * mean**2
+    burst = (1.0 + coming) * mean + Z99 * np.sqrt(burst_variance)
+    arriving_s = step_s + (traffic.unstarted * mean + burst) * token_s
+    return np.asarray(np.maximum(waiting_s, arriving_s))
 
 
 def _expected(t: Tables, traffic: Traffic, inside: float, horizon_s: float) -> tuple[FloatArray, FloatArray]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kvwatt.state import EngineShape, EngineSnapshot, GpuSample
 from kvwatt_sim.cards import Card
-from kvwatt_sim.engine import Engine, EventKind, FinishReason, Request, RequestRecord
+from kvwatt_sim.engine import Engine, EventKind, FinishReason, Request, RequestRecord, StepPlan
 from kvwatt_sim.gpu import capped_clock_mhz, power_w, step
 from kvwatt_sim.replay.meter import E2E_S, LENGTH_TOKENS, STEP_TOKENS, TBT_S, TTFT_S, Meter
 from kvwatt_sim.traces import TraceRequest
@@ -42,6 +42,8 @@ class VirtualPlant:
         self._meters = Meters()
         self._clock_mhz = card.boost_mhz
         self._pending: tuple[float, int] | None = None
+        self._plan: StepPlan | None = None
+        self._left = 1.0  # share of the step in progress that is still to do
         self._power_w = 0.0
         self._actual_mhz = card.boost_mhz
 
@@ -55,12 +57,16 @@ class VirtualPlant:
         return self._next >= len(self._requests) and self.engine.running + self.engine.waiting == 0
 
     def advance(self, until_s: float) -> None:
-        """Run steps until `until_s`; a step in progress is finished and may end a little later."""
-        while self.now_s < until_s:
+        """Run until `until_s`. A clock change takes effect in the middle of a step, as on a real GPU."""
+        while self.now_s < until_s - 1e-12:
             self._switch()
-            self._arrive()
-            if not self._step():
+            if self._plan is None:
+                self._arrive()
+                self._plan, self._left = self.engine.schedule(self.now_s), 1.0
+            if self._plan is None:
                 self._idle(until_s)
+            else:
+                self._run(self._plan, until_s)
 
     def _switch(self) -> None:
         if self._pending is not None and self.now_s >= self._pending[0]:
@@ -74,25 +80,31 @@ class VirtualPlant:
             self.engine.add(request)
             self._next += 1
 
+    def _until_switch(self, until_s: float) -> float:
+        return until_s if self._pending is None else min(until_s, max(self._pending[0], self.now_s + 1e-9))
+
     def _idle(self, until_s: float) -> None:
         following = self._requests[self._next].arrival_s if self._next < len(self._requests) else until_s
-        wake_s = min(until_s, following)
-        if self._pending is not None:
-            wake_s = min(wake_s, max(self._pending[0], self.now_s))
+        wake_s = self._until_switch(min(until_s, following))
         self._spend(max(wake_s - self.now_s, 1e-9), self._clock_mhz, 0.0, 0.0)
 
-    def _step(self) -> bool:
-        plan = self.engine.schedule(self.now_s)
-        if plan is None:
-            return False
+    def _run(self, plan: StepPlan, until_s: float) -> None:
+        """Go on with the step in progress until it ends, `until_s`, or the next clock change."""
         load = (plan.decode_batch, plan.kv_tokens, plan.prefill_tokens, plan.prefill_context_tokens)
         at = step(self.card, self._clock_mhz, *load)
         clock = capped_clock_mhz(self.card, self._clock_mhz, at.compute, at.memory)
         if clock != self._clock_mhz:
             at = step(self.card, clock, *load)
-        self._spend(at.time_s, clock, at.compute, at.memory)
+        dt_s = min(self._left * at.time_s, self._until_switch(until_s) - self.now_s)
+        self._spend(dt_s, clock, at.compute, at.memory)
+        self._left -= dt_s / at.time_s
+        if self._left <= 1e-9:
+            self._plan = None
+            self._complete(plan)
+
+    def _complete(self, plan: StepPlan) -> None:
         if plan.decode_batch:
-            self._meters.itl.observe(at.time_s, plan.decode_batch)
+            self._meters.itl.observe(self.now_s - plan.start_s, plan.decode_batch)
         self._meters.iterations.observe(plan.scheduled_tokens)
         for event in self.engine.complete(plan, self.now_s):
             if event.kind is EventKind.FIRST:
@@ -100,7 +112,6 @@ class VirtualPlant:
                 self._meters.ttft.observe(event.t_s - arrival_s)
             if event.record is not None:
                 self._finished(event.record)
-        return True
 
     def _spend(self, dt_s: float, clock_mhz: int, compute: float, memory: float) -> None:
         self._power_w = power_w(self.card, clock_mhz, compute, memory) * self.card.tp
