@@ -42,6 +42,8 @@ class GuardStage:
     def arguments(self, *extra: str, lease_s: float = 2.0) -> list[str]:
         flags = ["--socket", str(self.socket), "--state-file", str(self.state_file)]
         flags += ["--min-mhz", "300", "--max-mhz", "2400", "--lease-s", str(lease_s)]
+        # More patience than in service: the test machine may be busy with other things.
+        flags += ["--nvml-deadline-s", str(min(0.8, lease_s))]
         for uuid in UUIDS:
             flags += ["--gpu", uuid]
         return [sys.executable, "-m", "kvwattd.guard", *flags, *extra]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvwattd.guard.clocks import ClockKeeper
 from kvwattd.guard.nvml_session import NvmlCallError
-from kvwattd.guard.protocol import Code, GuardError
+from kvwattd.guard.protocol import ClockState, Code, GuardError
 
 UUIDS = ("GPU-a", "GPU-b", "GPU-c")
 SUPPORTED_MHZ = (300, 600, 900, 1200)
@@ -79,7 +79,7 @@ class Bench:
             driver.answering.set()
         loop = asyncio.get_running_loop()
         for _ in range(2000):
-            if not self.keeper.touched:
+            if not self.keeper.touched and all(v.state is ClockState.DEFAULT for v in self.keeper.views()):
                 return
             self.keeper.retry_due(loop.time() + 60.0)
             await asyncio.sleep(0.005)
