@@ -16,6 +16,10 @@ def profile(
     url: Annotated[str, typer.Option(help="The vLLM server, http://HOST:PORT.")],
     gpu: Annotated[list[str], typer.Option(help="GPU of the server, by UUID or index; repeat for several.")],
     guard_socket: Annotated[Path, typer.Option(help="Socket of the guard.")] = Path("/run/kvwatt/guard.sock"),
+    spawn_guard: Annotated[
+        bool,
+        typer.Option("--spawn-guard", help="Start a guard for the time of the sweep (needs its privileges)."),
+    ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")] = Path("profile.csv"),
     minutes: Annotated[float, typer.Option(min=0.05, max=1440, help="Bound on the whole sweep.")] = 10.0,
     slo_tbt: Annotated[float, typer.Option(min=0.001, help="Seconds between tokens never to exceed.")] = 0.2,
@@ -59,6 +63,7 @@ def profile(
         engine=engine,
         live=live,
         window_s=window,
+        spawn_guard=spawn_guard,
     )
     raise typer.Exit(_run(request))
 

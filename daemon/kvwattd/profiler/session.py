@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import signal
+import tempfile
 import time
 from asyncio import current_task, get_running_loop
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import httpx
 
 from kvwatt.state import EngineSnapshot
 from kvwattd.guard.protocol import GuardError, GuardHello
+from kvwattd.guard.spawn import spawn_guard
 from kvwattd.profiler.lease import ClockLease
 from kvwattd.profiler.plan import Limits, clock_ladder
 from kvwattd.profiler.rows import ForeignTrafficError
@@ -63,6 +66,7 @@ class ProfileRequest:
     engine: str | None = None
     live: bool = False
     window_s: float = 1.2
+    spawn_guard: bool = False
 
 
 async def profile_server(request: ProfileRequest, progress: Callable[[str, float], None]) -> SweepReport:
@@ -83,7 +87,7 @@ async def profile_server(request: ProfileRequest, progress: Callable[[str, float
             "vllm_version": await poller.version() or "unknown",
             "model_name": model_name,
         }
-        async with ClockLease(request.guard_socket, uuids) as lease:
+        async with _guard(request, uuids) as socket, ClockLease(socket, uuids) as lease:
             clocks = _clocks(request, infos, lease.hello)
             left_s = request.budget_s - (time.monotonic() - begin_s)
             with TableWriter(request.output, notes) as table:
@@ -101,6 +105,21 @@ async def profile_server(request: ProfileRequest, progress: Callable[[str, float
     finally:
         reader.close()
         await poller.close()
+
+
+@asynccontextmanager
+async def _guard(request: ProfileRequest, uuids: Sequence[str]) -> AsyncIterator[Path]:
+    """The socket of the guard to use; one of our own for as long as the sweep lasts, when told so."""
+    if not request.spawn_guard:
+        yield request.guard_socket
+        return
+    with tempfile.TemporaryDirectory(prefix="kvwatt-profile-") as folder:
+        socket = Path(folder) / "guard.sock"
+        child = await spawn_guard(socket, Path(folder) / "guard-state.json", uuids)
+        try:
+            yield socket
+        finally:
+            await child.stop()
 
 
 def _stop_on_sigterm() -> None:
