@@ -1,0 +1,53 @@
+"""Imports go one way: kvwatt <- kvwattd <- kvwatt_sim; the core does no I/O and reads no clock."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {"kvwatt": "predictor", "kvwattd": "daemon", "kvwatt_sim": "simulator"}
+ALLOWED = {"kvwatt": {"kvwatt"}, "kvwattd": {"kvwatt", "kvwattd"}, "kvwatt_sim": set(PACKAGES)}
+# artifact.py is the one door of the library to the disk.
+IO_MODULES = {"os", "socket", "subprocess", "asyncio", "httpx", "pathlib", "time", "random", "datetime"}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / PACKAGES[package] / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_package_imports_one_above_it(package: str) -> None:
+    """The daemon never needs the simulator, the library never needs the daemon."""
+    files = modules(package)
+    assert len(files) > 5
+    for path in files:
+        above = (imported(path) & set(PACKAGES)) - ALLOWED[package]
+        assert not above, f"{path} imports {above}"
+
+
+def test_the_library_does_no_input_or_output() -> None:
+    """Only artifact.py may touch files; nothing reads a clock or draws random numbers."""
+    for path in modules("kvwatt"):
+        if path.name == "artifact.py":
+            continue
+        assert not imported(path) & IO_MODULES, path
+
+
+def test_the_daemon_never_imports_vllm() -> None:
+    """vLLM is controlled from outside."""
+    for path in modules("kvwattd") + modules("kvwatt"):
+        assert "vllm" not in imported(path), path
