@@ -19,7 +19,6 @@ from kvwatt.state import Slo, SloTarget
 from kvwatt_sim.demo.plant import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Plant
 from kvwatt_sim.demo.settings import DemoError
 
-START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 CALL_TIMEOUT_S = 2.0
 LOG_TAIL_LINES = 15
@@ -42,7 +41,6 @@ class Daemon:
         self._plant = plant
         self._config = folder / "kvwatt.toml"
         self._log_path = folder / "kvwatt.log"
-        (folder / "state").mkdir()
         self._config.write_text(_configuration(plant, model, folder, slo), encoding="utf-8")
         self._log: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,9 +84,9 @@ class Daemon:
         if self._log is not None:
             self._log.close()
 
-    def wait_active(self) -> None:
+    def wait_active(self, timeout_s: float) -> None:
         """Return when it controls the clock. Raises DemoError when it ends or takes too long."""
-        deadline_s = time.monotonic() + START_TIMEOUT_S
+        deadline_s = time.monotonic() + timeout_s
         regime = "not answering yet"
         with httpx.Client(timeout=CALL_TIMEOUT_S) as client:
             while time.monotonic() < deadline_s:
@@ -100,7 +98,7 @@ class Daemon:
                     regime = f"{status.regime}: {status.reason}"
                 time.sleep(0.1)
         raise DemoError(
-            f"the daemon does not control the clock after {START_TIMEOUT_S:g} s ({regime})\n{self.log_tail()}"
+            f"the daemon does not control the clock after {timeout_s:.0f} s ({regime})\n{self.log_tail()}"
         )
 
     def check(self) -> None:

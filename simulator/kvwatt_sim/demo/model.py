@@ -10,19 +10,20 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import kvwatt
 from kvwatt import artifact
 from kvwatt.artifact import ArtifactError
 from kvwatt.profiles import table_of
 from kvwatt.training import Origin, train
+from kvwatt_sim import gpu, virtual_profile
 from kvwatt_sim.cards import Card
-from kvwatt_sim.virtual_profile import virtual_profile
 
 SEED = 0
 FOLDS = 3  # enough for the bound on the error; more would only make the first run wait
 
 
 def cached_model(card: Card, cache: Path | None = None) -> Path:
-    """Folder of the trained artifact for this card and version; None of it is trained twice."""
+    """Folder of the trained artifact for this card and version; trains when there is none."""
     folder = (cache or cache_dir()) / f"model-{card.name}-{_key(card)}"
     try:
         artifact.load_manifest(folder)
@@ -43,15 +44,19 @@ def cache_dir() -> Path:
 
 
 def _key(card: Card) -> str:
-    """Changes with the card's numbers, with kvwatt's version and with what is trained."""
+    """Changes with the card's numbers, with kvwatt's version and with the code that profiles and trains."""
     parts = (version("kvwatt"), card.gpu_name, card.step, card.power, card.supported_mhz, FOLDS, SEED)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr(parts).encode())
+    sources = sorted(Path(kvwatt.__file__).parent.glob("*.py"))
+    for path in (*sources, Path(virtual_profile.__file__), Path(gpu.__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _train_into(card: Card, folder: Path) -> None:
     created = datetime.now(UTC).isoformat(timespec="seconds")
     origin = Origin(hardware=card.gpu_name, vllm_version="simulated", model_name=card.model, created=created)
-    model = train(table_of(virtual_profile(card, SEED)), origin, folds=FOLDS, by_clock=False)
+    model = train(table_of(virtual_profile.virtual_profile(card, SEED)), origin, folds=FOLDS, by_clock=False)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

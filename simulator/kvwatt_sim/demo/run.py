@@ -49,7 +49,7 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
     deadline_s = time.monotonic() + options.seconds
     with _terminable(), ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvwatt-demo-")))
-        plants, daemon = _set_up(options, console, stack, folder)
+        plants, daemon = _set_up(options, console, stack, folder, deadline_s)
         plan = schedule(deadline_s - time.monotonic())
         coming_s = plan.warmup_s + plan.arrivals_s
         requests = draw(options, coming_s)
@@ -82,7 +82,7 @@ def draw(options: DemoOptions, arrivals_s: float) -> tuple[TraceRequest, ...]:
 
 
 def _set_up(
-    options: DemoOptions, console: Console, stack: ExitStack, folder: Path
+    options: DemoOptions, console: Console, stack: ExitStack, folder: Path, deadline_s: float
 ) -> tuple[tuple[Plant, ...], Daemon]:
     card = cards.load(CARD)
     if options.trace is not None and not options.trace.is_file():
@@ -96,7 +96,7 @@ def _set_up(
     model = cached_model(card)
     _say(console, "starting kvwatt beside one of them ...")
     daemon = stack.enter_context(Daemon(plants[1], model, folder, SLO))
-    daemon.wait_active()
+    daemon.wait_active(max(deadline_s - time.monotonic(), 1.0))
     return plants, daemon
 
 
@@ -194,6 +194,8 @@ def _terminable() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell script
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:

@@ -35,7 +35,7 @@ class Replay:
     start_j: float = 0.0
     end_j: float = 0.0
     tokens_before: int = 0
-    changes_before: int = 0
+    clock_changes: int = 0  # within the horizon
     clocks_mhz: list[int] = field(default_factory=list)
     gauges: EngineGauges | None = None
 
@@ -62,9 +62,14 @@ class Replay:
     def begin(self) -> None:
         """The warm-up is over: from here on it counts."""
         self.start_j = self.plant.counter_j()
-        self.changes_before = self.plant.clock_changes()
+        self.clock_changes = -self.plant.clock_changes()
         self.tokens_before = sum(record.tokens for record in self.records)
         self.clocks_mhz.clear()
+
+    def end(self) -> None:
+        """The horizon ends here."""
+        self.end_j = self.plant.counter_j()
+        self.clock_changes += self.plant.clock_changes()
 
     def measured(self, start_s: float) -> list[RequestRecord]:
         """The requests that were due within the horizon."""
@@ -74,11 +79,6 @@ class Replay:
     def mean_clock_mhz(self) -> float:
         """Mean of the sampled clock."""
         return sum(self.clocks_mhz) / max(len(self.clocks_mhz), 1)
-
-    @property
-    def clock_changes(self) -> int:
-        """Changes within the horizon."""
-        return self.plant.clock_changes() - self.changes_before
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ async def serve(
             await _drained(replays, first_s, plan.bound_s, tasks)
             end_s = time.monotonic()
             for replay in replays:
-                replay.end_j = replay.plant.counter_j()
+                replay.end()
     return Served(replays, first_s + plan.warmup_s, end_s, lag.quantile_s(0.99))
 
 
