@@ -167,7 +167,7 @@ class Daemon:
         except TelemetryError as error:
             run.observation.on_error(error.cause, error.detail)
             return
-        run.observation.on_page(snapshot)
+        run.observation.on_page(snapshot, poller.layout)
         if run.model.compiled is not None:
             steady = self.now() - run.applied.since_s > _steady_window_s(run)
             run.observation.calibrate(run.model.compiled, run.samples, steady)

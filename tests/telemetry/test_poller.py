@@ -42,6 +42,7 @@ async def test_a_page_becomes_a_snapshot() -> None:
         snapshot = await poll
         await poller.close()
     assert snapshot.running == 32
+    assert poller.layout == "v0.20"
     assert before_s <= snapshot.observed_s <= arrived_s
 
 

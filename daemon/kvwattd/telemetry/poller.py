@@ -56,15 +56,19 @@ class Poller:
         self._engine = engine
         self._model_name = model_name
         self._version: str | None = None
+        self.layout: str | None = None  # of the newest page accepted
 
     async def poll(self, now: Callable[[], float]) -> EngineSnapshot:
         """The engine's state as of the moment the request was sent. Raises TelemetryError."""
         observed_s = now()
         page = await self._page()
         try:
-            return parse(page, observed_s, self._engine, self._model_name)
+            snapshot = parse(page, observed_s, self._engine, self._model_name)
         except MetricsError as error:
+            self.layout = None
             raise TelemetryError(error.kind, error.detail) from error
+        self.layout = self.layout or self_test(page).layout
+        return snapshot
 
     async def check_layout(self) -> LayoutReport:
         """Scrape once and say whether the metric layout is known. Raises TelemetryError."""
@@ -94,7 +98,7 @@ class Poller:
         try:
             return await self._get("/metrics", "text/plain", self._max_bytes)
         except TelemetryError:
-            self._version = None  # whatever answers next may be another version
+            self._version = self.layout = None  # whatever answers next may be another version
             raise
 
     async def _get(self, path: str, content_type: str, max_bytes: int) -> bytes:
