@@ -32,6 +32,8 @@ def print_result(console: Console, result: DemoResult) -> None:
         highlight=False,
         style="bold",
     )
+    shares = ", ".join(f"{name} {_share(share)}" for name, share in result.cpu_shares.items())
+    console.print(f"CPU, of one core: {shares}", highlight=False, style="dim")
     for warning in result.warnings:
         console.print(f"warning: {warning}", highlight=False, style="yellow", markup=False)
 
