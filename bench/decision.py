@@ -1,0 +1,159 @@
+"""How long one decision takes, from engine state to clock, beside the way of the paper.
+
+    python bench/decision.py [--quick] [--json FILE]
+
+128 running requests with their progress known, 80 clocks of the simulated L20, random traffic. The
+rival is a throttLL'eM-like decision on the same engine: a plain LightGBM model asked for the projected
+batch and KV of every second of the horizon, in a binary search over the same clocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightgbm
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from bars import Bar, show, write
+from kvwatt.compiled import CompiledModel, compile_model
+from kvwatt.policy import Applied, Bounds, PolicyParams, decide
+from kvwatt.profiles import ProfileTable, table_of
+from kvwatt.projection import project
+from kvwatt.state import EngineState, RequestState, Slo, SloTarget
+from kvwatt.traffic import PROMPT_LEVELS, SHORT_LEVELS, Traffic
+from kvwatt.training import Origin, train
+from kvwatt_sim.cards import load
+from kvwatt_sim.virtual_profile import virtual_profile
+
+RUNNING, CLOCKS = 128, 80
+SLO = Slo(SloTarget(3.0), SloTarget(0.2), SloTarget(60.0))
+CARD = load("l20")
+SHAPE = CARD.engine_shape()
+SEED = 11
+
+
+class GeometricLengths:
+    """Survival of lengths without memory: enough work for a projection, nothing to learn."""
+
+    def survival(self, tokens: np.ndarray) -> np.ndarray:
+        return np.exp(-np.asarray(tokens) / 210.0)
+
+    equilibrium_survival = survival
+
+
+def situations(count: int) -> list[tuple[EngineState, Traffic]]:
+    """Random engine states and traffic, the same in every run."""
+    rng = np.random.default_rng(SEED)
+    return [_situation(rng) for _ in range(count)]
+
+
+def _situation(rng: np.random.Generator) -> tuple[EngineState, Traffic]:
+    done = rng.integers(0, 600, RUNNING)
+    prompts = rng.integers(100, 3000, RUNNING)
+    requests = tuple(
+        RequestState(0.0, int(p), int(p), int(d), 2048) for p, d in zip(prompts, done, strict=True)
+    )
+    state = EngineState(100.0, RUNNING, int(rng.integers(0, 4)), float((done + prompts).sum()), requests)
+    rate = float(rng.uniform(0.2, 3.0))
+    traffic = Traffic(
+        arrival_per_s=rate,
+        arrival_upper_per_s=1.3 * rate,
+        dispersion=1.2,
+        prompt_mean_tokens=1150.0,
+        prompt_sd_tokens=1100.0,
+        prompt_quantiles_tokens=4000.0 * PROMPT_LEVELS,
+        output_mean_tokens=210.0,
+        output_short_tokens=10.0 + 800.0 * SHORT_LEVELS,
+        output_high_tokens=650.0,
+        unstarted=float(rng.integers(0, 3)),
+        oldest_wait_s=float(rng.uniform(0.0, 0.5)),
+        exposure_s=60.0,
+        finished=500.0,
+        lengths=GeometricLengths(),
+    )
+    return state, traffic
+
+
+def ours(model: CompiledModel) -> Callable[[EngineState, Traffic], object]:
+    """kvwatt's decision."""
+    params, applied, bounds = PolicyParams(), Applied(1200, 0.0), Bounds()
+    return lambda state, traffic: decide(100.0, state, traffic, SHAPE, model, SLO, bounds, params, applied)
+
+
+def rival(table: ProfileTable, clocks: tuple[int, ...]) -> Callable[[EngineState, Traffic], object]:
+    """A plain model in a binary search: lowest clock whose projected steps keep the TBT promise."""
+    features = np.column_stack((table.clock_mhz, table.decode_batch, table.kv_tokens, table.prefill_tokens))
+    options = {"objective": "regression", "verbosity": -1, "num_threads": 1, "min_child_samples": 3}
+    booster = lightgbm.train(options, lightgbm.Dataset(features, 1.0 / table.step_time_s), 100)
+
+    def choose(state: EngineState, traffic: Traffic) -> int:
+        p = project(state, traffic, SHAPE, 0.03, 5.0)
+        low, high = 0, len(clocks) - 1
+        while low < high:
+            middle = (low + high) // 2
+            rows = np.column_stack(
+                (
+                    np.full(len(p.steps), clocks[middle]),
+                    p.batch_mean,
+                    p.kv_mean_tokens,
+                    np.zeros(len(p.steps)),
+                )
+            )
+            slow = (1.0 / np.asarray(booster.predict(rows))).max() > 0.2
+            low, high = (middle + 1, high) if slow else (low, middle)
+        return clocks[low]
+
+    return choose
+
+
+def laps(
+    choose: Callable[[EngineState, Traffic], object], cases: list[tuple[EngineState, Traffic]]
+) -> np.ndarray:
+    """Seconds of each decision, after a warm-up."""
+    for case in cases[:50]:
+        choose(*case)
+    times = []
+    for case in cases:
+        begin = time.perf_counter()
+        choose(*case)
+        times.append(time.perf_counter() - begin)
+    return np.array(times)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the bars to this file")
+    parser.add_argument("--quick", action="store_true", help="500 decisions instead of 5,000")
+    arguments = parser.parse_args()
+    table = table_of(virtual_profile(CARD, seed=SEED))
+    clocks = CARD.supported_mhz[-CLOCKS:]
+    trained = train(table, Origin(CARD.gpu_name), folds=3, by_clock=False)
+    cases = situations(500 if arguments.quick else 5000)
+    times = {
+        "kvwatt": laps(ours(compile_model(trained, clocks, SHAPE)), cases),
+        "plain model, binary search": laps(rival(table, clocks), cases),
+    }
+    shown = Table(title=f"One decision, {RUNNING} running requests, {CLOCKS} clocks ({len(cases)} decisions)")
+    for column in ("", "mean ms", "p50 ms", "p99 ms", "max ms"):
+        shown.add_column(column, justify="left" if not column else "right")
+    for name, seconds in times.items():
+        figures = (seconds.mean(), *np.quantile(seconds, (0.5, 0.99)), seconds.max())
+        shown.add_row(name, *(f"{1e3 * value:.3f}" for value in figures))
+    shown.add_row("throttLL'eM as published", "5", "", "", "35")
+    Console().print(shown)
+    bars = [Bar("decision p99, ms", 1e3 * float(np.quantile(times["kvwatt"], 0.99)), 2.0, "lower")]
+    show(bars, "Bars")
+    write(
+        arguments.json, bars, seconds={name: list(np.quantile(t, (0.5, 0.99))) for name, t in times.items()}
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
