@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import tempfile
 import time
@@ -73,12 +74,28 @@ def draw(options: DemoOptions, arrivals_s: float) -> tuple[TraceRequest, ...]:
     else:
         try:
             whole = traces.load_azure(options.trace)
-            requests = traces.window(traces.at_rate(whole, rate_per_s, options.seed), arrivals_s)
+            requests = _cut(whole, rate_per_s, arrivals_s, options.seed)
         except (TraceError, ValueError) as error:
             raise DemoError(f"--trace: {error}") from error
     if not requests:
         raise DemoError(f"no request in {arrivals_s:.0f} s at {rate_per_s:.3f} requests/s: raise --load")
     return traces.window(requests, arrivals_s, requests[0].arrival_s)
+
+
+def _cut(
+    whole: tuple[TraceRequest, ...], rate_per_s: float, duration_s: float, seed: int
+) -> tuple[TraceRequest, ...]:
+    """A piece of the trace from anywhere in it, thinned to the rate; a slow trace is sped up first.
+
+    Thinned by the piece's own rate: an hour's mean says little about half a minute.
+    """
+    mean_per_s = traces.mean_rate_per_s(whole)
+    if mean_per_s < rate_per_s:
+        whole = traces.scale_rate(whole, rate_per_s / mean_per_s)
+    spare_s = max(whole[-1].arrival_s - duration_s, 0.0)
+    piece = traces.window(whole, duration_s, random.Random(seed).uniform(0.0, spare_s))
+    wanted = rate_per_s * duration_s
+    return traces.thin(piece, min(1.0, wanted / len(piece)), seed) if piece else ()
 
 
 def _set_up(
