@@ -98,7 +98,7 @@ def beside(plant: Plant, tmp_path: Path) -> Iterator[DaemonProcess]:
 
 def test_clocks_follow_the_load_and_promises_hold(plant: Plant, beside: DaemonProcess) -> None:
     """Clocks are low with slack, higher under load and low again, and TTFT and mean TBT hold throughout."""
-    beside.wait_for("active")
+    assert beside.wait_for("active")["telemetry"]["layout"] == "v0.20"
     phases = (LOW, HIGH, LOW)
     with ClockLog(plant.gpus) as clocks:
         start_s = time.monotonic()
