@@ -72,12 +72,19 @@ def self_test(text: bytes) -> LayoutReport:
 
 
 def counters_reset(previous: EngineSnapshot, current: EngineSnapshot) -> bool:
-    """Whether a counter went back: the engine restarted, and differences between the two mean nothing."""
-    return any(now < before for before, now in zip(_counters(previous), _counters(current), strict=True))
+    """Whether a counter or bucket went back, or the buckets are others: the engine restarted.
+
+    Differences between the two then mean nothing. Totals alone do not tell: after a long silence the new
+    engine may have served more than the old one had.
+    """
+    before, now = _histograms(previous), _histograms(current)
+    if any(old.bounds != new.bounds for old, new in zip(before, now, strict=True)):
+        return True
+    return any(new < old for old, new in zip(_counters(previous), _counters(current), strict=True))
 
 
-def _counters(snapshot: EngineSnapshot) -> tuple[float, ...]:
-    histograms = (
+def _histograms(snapshot: EngineSnapshot) -> tuple[Histogram, ...]:
+    return (
         snapshot.iterations,
         snapshot.prompt_lengths,
         snapshot.generation_lengths,
@@ -86,15 +93,23 @@ def _counters(snapshot: EngineSnapshot) -> tuple[float, ...]:
         snapshot.itl_s,
         snapshot.e2e_s,
     )
+
+
+def _counters(snapshot: EngineSnapshot) -> tuple[float, ...]:
+    histograms = _histograms(snapshot)
     return (
         snapshot.prompt_tokens_total,
         snapshot.prompt_tokens_cached_total,
         snapshot.generation_tokens_total,
         snapshot.preemptions_total,
         snapshot.requests_finished_total,
-        *(h.count for h in histograms),
         *(h.sum for h in histograms),
+        *(count for h in histograms for count in _per_bucket(h)),
     )
+
+
+def _per_bucket(h: Histogram) -> tuple[float, ...]:
+    return tuple(high - low for low, high in pairwise((0.0, *h.cumulative)))
 
 
 def _engines(page: _Samples) -> tuple[_Engine, ...]:
@@ -107,6 +122,9 @@ def _choose_engine(page: _Samples, engine: str | None, model_name: str | None) -
     found = _engines(page)
     if not found:
         raise _missing(frozenset(series.name for series, _ in page))
+    if not all(model for _, model in found):
+        name = "vllm:" + layouts.RUNNING
+        raise MetricsError("missing_label", (name,), f"{name} has no label model_name")
     fitting = [f for f in found if engine in (None, f[0]) and model_name in (None, f[1])]
     if len(fitting) == 1:
         return fitting[0]
