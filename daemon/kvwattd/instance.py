@@ -111,6 +111,9 @@ class InstanceRuntime:
             return
         mine = {info.uuid: samples[info.uuid] for info in self.gpus}
         before, self.samples, self.gpu_fault = self.samples, mine, None
+        self.observation.progress.on_gpu(
+            min(s.observed_s for s in mine.values()), min(s.utilization for s in mine.values())
+        )
         if before and self.regime in DECIDES:
             used_j = sum(mine[u].energy_j - before[u].energy_j for u in mine if u in before)
             self.savings.observe(used_j, self.last, self.regime is Regime.ACTIVE)

@@ -19,6 +19,7 @@ from kvwatt.policy import Bounds
 from kvwatt.residual import expected_itl_s
 from kvwatt.state import EngineSnapshot, GpuSample, Histogram, Slo
 from kvwatt.traffic import Interval, Traffic, TrafficEstimator, kv_used_tokens
+from kvwattd.progress import Progress
 from kvwattd.telemetry.vllm_metrics import counters_reset
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Observation:
         self._stale_after_s = stale_after_s
         self.estimator = new_estimator()
         self.calibration = OnlineCalibration()
+        self.progress = Progress(stale_after_s)
         self.snapshot: EngineSnapshot | None = None
         self.first: EngineSnapshot | None = None
         self.interval: Interval | None = None
@@ -104,6 +106,7 @@ class Observation:
             self.first = None
         self.interval = self.estimator.update(snapshot)
         self.snapshot = snapshot
+        self.progress.on_page(snapshot)
         self.first = self.first or snapshot
 
     def _is_another_run(self, snapshot: EngineSnapshot) -> bool:
@@ -188,9 +191,11 @@ class Observation:
             return f"telemetry: {self.last_error}" if self._failing is not None else None
         if age_s > self._stale_after_s:
             return f"telemetry: newest page is {age_s:.1f} s old (limit {self._stale_after_s:g} s)"
-        return None
+        standstill = self.progress.fault()
+        return f"telemetry: {standstill}" if standstill is not None else None
 
     def doubtful(self, now_s: float) -> bool:
-        """Fresh enough to act on, but the latest poll failed or is overdue."""
+        """Fresh enough to act on, but the latest poll failed, is overdue or shows an engine that stalls."""
         age_s = self.age_s(now_s)
-        return self._failing is not None or age_s is None or age_s > 2 * self._poll_s
+        late = age_s is None or age_s > 2 * self._poll_s
+        return late or self._failing is not None or self.progress.stalled
