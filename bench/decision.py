@@ -73,6 +73,7 @@ def _situation(rng: np.random.Generator) -> tuple[EngineState, Traffic]:
         output_high_tokens=650.0,
         unstarted=float(rng.integers(0, 3)),
         oldest_wait_s=float(rng.uniform(0.0, 0.5)),
+        burst_tokens=0.0,
         exposure_s=60.0,
         finished=500.0,
         lengths=GeometricLengths(),

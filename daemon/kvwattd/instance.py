@@ -79,6 +79,7 @@ class InstanceRuntime:
     savings: Savings = field(default_factory=Savings)
     _actuation_fault: tuple[str, float] | None = None
     _trusted_since_s: float = 0.0
+    _decided: tuple[tuple[object, ...], Decision] | None = None
 
     @property
     def name(self) -> str:
@@ -184,9 +185,7 @@ class InstanceRuntime:
         self.standing = new
 
     def _decide(self, now_s: float) -> int | None:
-        started = perf_counter()
         decision = self._decision(now_s)
-        self.durations.observe(perf_counter() - started)
         self.bindings[decision.binding] += 1
         self._record(decision)
         return decision.clock_mhz
@@ -222,8 +221,28 @@ class InstanceRuntime:
         )
         seen = aged(traffic, now_s - snapshot.observed_s)
         bounds = self.observation.bounds(compiled)
-        decision = decide(now_s, state, seen, shape, compiled, self.slo, bounds, self.params, self.applied)
+        inputs = (snapshot, seen, compiled, self.slo, bounds, self.applied)
+        decision = self._standing_decision(inputs, now_s)
+        if decision is None:
+            started = perf_counter()
+            decision = decide(
+                now_s, state, seen, shape, compiled, self.slo, bounds, self.params, self.applied
+            )
+            self.durations.observe(perf_counter() - started)
+            self._decided = (inputs, decision)
         return self._never_lower_on_doubt(decision, now_s)
+
+    def _standing_decision(self, inputs: tuple[object, ...], now_s: float) -> Decision | None:
+        """The last decision where nothing it depends on has changed.
+
+        Of the time it depends only through ages, which are in the inputs, and through the dwell.
+        """
+        if self._decided is None:
+            return None
+        before, decision = self._decided
+        if decision.binding is Binding.DWELL or any(a is not b for a, b in zip(inputs, before, strict=True)):
+            return None
+        return replace(decision, decided_s=now_s)
 
     def _never_lower_on_doubt(self, decision: Decision, now_s: float) -> Decision:
         """A failed poll or an older page may raise a clock, never lower it."""

@@ -1,6 +1,6 @@
 """The live loop: four kinds of task around one tick.
 
-    poll (per instance, 2/s) --> Observation        GPU readings (4/s) --> samples, energy
+    poll (per instance, 2/s) --> Observation        GPU readings (2/s) --> samples, energy
                     \\                                /
                      tick (10/s, absolute deadlines): regime, decision --> wish
                                                       |
@@ -35,7 +35,7 @@ from kvwattd.telemetry.poller import Poller, TelemetryError
 
 log = logging.getLogger(__name__)
 
-GPU_PERIOD_S = 0.25
+GPU_PERIOD_S = 0.5
 GPU_RETRY_S = 2.0
 GPU_DEADLINE_S = 1.0
 WATCHDOG_PERIOD_S = 1.0

@@ -94,28 +94,27 @@ def operating_points(
     """
     inside = float(state.running + state.waiting)
     typical = _Flow.solve(t, factors.typical, traffic, traffic.arrival_per_s)
-    steady = np.maximum(
-        typical.batch_after(inside, horizon_s, traffic.output_mean_tokens), typical.steady_batch
-    )
-    long_tbt_s = _at(t.batch, typical.tbt_s, np.minimum(steady, t.batch[-1]))
+    soon = typical.batch_after(inside, horizon_s, traffic.output_mean_tokens)
+    steady = np.maximum(soon, typical.steady_batch)
+    long_tbt_s = _Place(t.batch, steady).read(typical.tbt_s)
     busy = _Flow.solve(t, factors.typical, traffic, traffic.arrival_upper_per_s)
     near = busy.batch_after(inside, horizon_s, traffic.output_mean_tokens)
     # The path from now to the horizon is monotone, so the larger end is the largest batch on it.
     worst = np.maximum(near, inside)
     worst = np.minimum(worst + np.sqrt(worst), t.batch[-1])
-    step_s, prefill_s = _at(t.batch, busy.decode_s, worst), _at(t.batch, busy.prefill_s, worst)
+    place = _Place(t.batch, worst)
+    step_s, prefill_s = place.read(busy.decode_s), place.read(busy.prefill_s)
     short_tbt_s = _short_tbt(step_s, prefill_s, traffic, tbt_quantile)
     beyond = factors.upper / factors.typical
-    token_s = beyond * _at(t.batch, busy.chunk_s, worst) / t.chunk_tokens
+    token_s = beyond * place.read(busy.chunk_s) / t.chunk_tokens
     first_s = traffic.prompt_mean_tokens * token_s
-    batch, power_w = _expected(t, traffic, inside, horizon_s)
     return OperatingPoints(
-        batch=batch,
+        batch=soon,
         tbt_mean_s=long_tbt_s,
         tbt_s=np.maximum(short_tbt_s, long_tbt_s),
         ttft_s=_ttft(beyond * step_s, token_s, traffic, reaction_s),
         e2e_s=first_s + traffic.output_high_tokens * long_tbt_s,
-        power_w=power_w,
+        power_w=_power(t, typical, soon),
         carries=busy.carries,
     )
 
@@ -146,7 +145,8 @@ class _Flow:
         batch, reached = _crossing(t.batch, arrival_per_s * traffic.output_mean_tokens * tbt_s)
         top = share[-1]
         carries = reached & (top < MAX_PREFILL_SHARE)
-        return cls(decode_s, chunk_s, prefill_s, tbt_s, batch, _at(t.batch, tbt_s, batch), top, carries)
+        steady_tbt_s = _Place(t.batch, batch).read(tbt_s)
+        return cls(decode_s, chunk_s, prefill_s, tbt_s, batch, steady_tbt_s, top, carries)
 
     def batch_after(self, inside: float, horizon_s: float, output_tokens: float) -> FloatArray:
         """Relaxation to the steady batch with the time constant of one mean request."""
@@ -163,19 +163,29 @@ def _crossing(grid: FloatArray, needed: FloatArray) -> tuple[FloatArray, npt.NDA
     column = np.arange(needed.shape[1])
     lower = np.maximum(first - 1, 0)
     below, above = -gap[lower, column], gap[first, column]
-    weight = np.clip(below / np.maximum(below + above, 1e-12), 0.0, 1.0)
+    weight = np.minimum(np.maximum(below / np.maximum(below + above, 1e-12), 0.0), 1.0)
     inner = grid[lower] + weight * (grid[first] - grid[lower])
     batch = np.where(first == 0, needed[0], inner)
     return np.where(found, batch, grid[-1]), np.asarray(found)
 
 
-def _at(grid: FloatArray, values: FloatArray, batch: FloatArray) -> FloatArray:
-    """Interpolate a (GRID_POINTS, n_clocks) table at one batch per clock; clamped at both ends."""
-    upper = np.clip(np.searchsorted(grid, batch), 1, len(grid) - 1)
-    lower = upper - 1
-    weight = np.clip((batch - grid[lower]) / (grid[upper] - grid[lower]), 0.0, 1.0)
-    column = np.arange(values.shape[1])
-    return np.asarray(values[lower, column] * (1.0 - weight) + values[upper, column] * weight)
+class _Place:
+    """One batch per clock, located on the grid once to read several tables there; clamped at both ends."""
+
+    __slots__ = ("_column", "_lower", "_upper", "_weight")
+
+    def __init__(self, grid: FloatArray, batch: FloatArray) -> None:
+        self._upper = np.minimum(np.maximum(grid.searchsorted(batch), 1), len(grid) - 1)
+        self._lower = self._upper - 1
+        low = grid[self._lower]
+        share = (batch - low) / (grid[self._upper] - low)
+        self._weight = np.minimum(np.maximum(share, 0.0), 1.0)
+        self._column = np.arange(len(batch))
+
+    def read(self, values: FloatArray) -> FloatArray:
+        """Interpolate a (GRID_POINTS, n_clocks) table: (n_clocks,)."""
+        low = values[self._lower, self._column]
+        return np.asarray(low + self._weight * (values[self._upper, self._column] - low))
 
 
 def _short_tbt(step_s: FloatArray, prefill_s: FloatArray, traffic: Traffic, quantile: float) -> FloatArray:
@@ -183,7 +193,9 @@ def _short_tbt(step_s: FloatArray, prefill_s: FloatArray, traffic: Traffic, quan
 
     A burst of prompts stalls a short answer most. If the share p of answers is no longer than l_p, and
     of those the fraction a = (1 - quantile) / p meets a stall above s, then 1 - quantile of all requests
-    do: so the quantile is the largest over p of (T + stall at 1 - a over l_p tokens).
+    do: so the quantile is the largest over p of (T + stall at 1 - a over l_p tokens). Prompts that wait
+    now stall whoever runs for certain, those of a burst just over have stalled it already, those to come
+    do by chance.
     Shapes: (levels, clocks) inside, (clocks,) returned.
     """
     levels = SHORT_LEVELS[:, None]
@@ -194,7 +206,10 @@ def _short_tbt(step_s: FloatArray, prefill_s: FloatArray, traffic: Traffic, quan
     stretch = 1.0 - np.minimum(rate * prompt_s, MAX_PREFILL_SHARE)
     met = rate * tokens * step_s / stretch
     square = traffic.prompt_mean_tokens**2 * traffic.dispersion + traffic.prompt_sd_tokens**2
-    several = met * traffic.prompt_mean_tokens + _normal_upper(tail) * np.sqrt(met * square)
+    waiting = traffic.unstarted
+    variance = met * square + waiting * traffic.prompt_sd_tokens**2
+    expected = (met + waiting) * traffic.prompt_mean_tokens + traffic.burst_tokens
+    several = expected + _normal_upper(tail) * np.sqrt(variance)
     any_met = 1.0 - np.exp(-met)
     single = np.interp(1.0 - tail / np.maximum(any_met, 1e-9), PROMPT_LEVELS, traffic.prompt_quantiles_tokens)
     single = np.where(tail < any_met, single, 0.0)
@@ -227,11 +242,10 @@ def _ttft(step_s: FloatArray, token_s: FloatArray, traffic: Traffic, reaction_s:
     return np.asarray(np.maximum(waiting_s, arriving_s))
 
 
-def _expected(t: Tables, traffic: Traffic, inside: float, horizon_s: float) -> tuple[FloatArray, FloatArray]:
-    """Expected batch and average power: busy share x busy power + idle share x idle power."""
-    flow = _Flow.solve(t, 1.0, traffic, traffic.arrival_per_s)
-    batch = flow.batch_after(inside, horizon_s, traffic.output_mean_tokens)
+def _power(t: Tables, flow: _Flow, batch: FloatArray) -> FloatArray:
+    """Average power: busy share x busy power + idle share x idle power."""
     share = np.minimum(flow.prefill_share, 1.0)
-    busy_w = (1.0 - share) * _at(t.batch, t.decode_w, batch) + share * _at(t.batch, t.chunk_w, batch)
+    place = _Place(t.batch, batch)
+    busy_w = (1.0 - share) * place.read(t.decode_w) + share * place.read(t.chunk_w)
     busy = 1.0 - np.exp(-batch)  # an M/G/inf service with `batch` requests on average is empty e^-batch
-    return batch, busy * busy_w + (1.0 - busy) * t.idle_w
+    return np.asarray(busy * busy_w + (1.0 - busy) * t.idle_w)

@@ -10,9 +10,7 @@ from kvwatt.traffic import Interval
 MIN_ITERATIONS = 5.0  # fewer steps say more about scrape jitter than about the engine
 
 
-def expected_itl_s(
-    model: CompiledModel, step: Interval, clock_mhz: int, chunk_tokens: float
-) -> float | None:
+def expected_itl_s(model: CompiledModel, step: Interval, clock_mhz: int, chunk_tokens: float) -> float | None:
     """Mean inter-token latency the model expects for `step` at `clock_mhz`.
 
     Prompts are taken to be computed `chunk_tokens` at a time: a large chunk costs more per token than a

@@ -21,6 +21,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 PROMPT_LEVELS = np.array([0.0, 0.25, 0.5, 0.75, 0.85, 0.9, 0.95, 0.98, 0.99, 1.0])
+BURST_MEMORY_S = 4.0  # about the life of a short answer while prompts are being computed
 SHORT_LEVELS = np.array([0.02, 0.05, 0.1, 0.25, 0.5, 1.0])
 
 
@@ -46,6 +47,7 @@ class Traffic:
     output_high_tokens: float  # the quantile that the E2E promise names
     unstarted: float  # requests in the server without a first token
     oldest_wait_s: float  # upper bound on how long the oldest of them has waited
+    burst_tokens: float  # prompt tokens computed in the last seconds beyond what the rate explains
     exposure_s: float  # how much recent traffic the rate rests on
     finished: float  # requests whose lengths are known
     lengths: Survival | None = None
@@ -159,6 +161,7 @@ class TrafficEstimator:
         self._first_token_offset = 0.0
         self._nobody_waited_s: float | None = None
         self._finished = 0.0
+        self._recent_tokens = 0.0
 
     def restart(self) -> None:
         """The engine restarted (counters went back): forget the previous page, keep what was learned."""
@@ -176,6 +179,8 @@ class TrafficEstimator:
         if snapshot.observed_s <= previous.observed_s:
             return None
         step = interval(previous, snapshot)
+        fade = math.exp(-step.dt_s / BURST_MEMORY_S)
+        self._recent_tokens = self._recent_tokens * fade + step.prompt_tokens
         self._rate.observe(step.arrivals, step.dt_s)
         self._slow_rate.observe(step.arrivals, step.dt_s)
         self._learn(
@@ -224,10 +229,16 @@ class TrafficEstimator:
             output_high_tokens=max(self.outputs.quantile(output_quantile), 1.0),
             unstarted=unstarted,
             oldest_wait_s=self._oldest_wait_s(snapshot, unstarted),
+            burst_tokens=self._burst_tokens(),
             exposure_s=self._rate.exposure_s,
             finished=self._finished,
             lengths=self.outputs,
         )
+
+    def _burst_tokens(self) -> float:
+        """What requests now running were stalled by already, more than the rate lets expect."""
+        usual = max(self._rate.per_s, self._slow_rate.per_s) * self.prompts.mean_tokens * BURST_MEMORY_S
+        return max(self._recent_tokens - usual, 0.0)
 
     def _oldest_wait_s(self, snapshot: EngineSnapshot, unstarted: float) -> float:
         if unstarted == 0 or self._nobody_waited_s is None:

@@ -39,6 +39,7 @@ def traffic(arrival_per_s: float, mean: float = 200.0, prompt: float = 1000.0) -
         output_high_tokens=4 * mean,
         unstarted=0.0,
         oldest_wait_s=0.0,
+        burst_tokens=0.0,
         exposure_s=60.0,
         finished=100.0,
         lengths=Exponential(mean),

@@ -61,6 +61,7 @@ def traffic(
         output_high_tokens=3 * output_mean,
         unstarted=unstarted,
         oldest_wait_s=oldest_wait_s,
+        burst_tokens=0.0,
         exposure_s=exposure_s,
         finished=finished,
     )
