@@ -17,6 +17,7 @@ from kvwatt.profiles import table_of
 from kvwatt.training import Origin, train
 from kvwatt_sim import gpu, virtual_profile
 from kvwatt_sim.cards import Card
+from kvwatt_sim.demo.settings import LOWEST_MHZ
 
 SEED = 0
 FOLDS = 3  # enough for the bound on the error; more would only make the first run wait
@@ -45,7 +46,7 @@ def cache_dir() -> Path:
 
 def _key(card: Card) -> str:
     """Changes with the card's numbers, with kvwatt's version and with the code that profiles and trains."""
-    parts = (version("kvwatt"), card.gpu_name, card.step, card.power, card.supported_mhz, FOLDS, SEED)
+    parts = (version("kvwatt"), card.gpu_name, card.step, card.power, _clocks(card), FOLDS, SEED)
     digest = hashlib.sha256(repr(parts).encode())
     sources = sorted(Path(kvwatt.__file__).parent.glob("*.py"))
     for path in (*sources, Path(virtual_profile.__file__), Path(gpu.__file__)):
@@ -53,10 +54,17 @@ def _key(card: Card) -> str:
     return digest.hexdigest()[:16]
 
 
+def _clocks(card: Card) -> tuple[int, ...]:
+    """Profiled clocks: the daemon stays within them."""
+    measured = [clock for clock in card.supported_mhz if clock >= LOWEST_MHZ]
+    return virtual_profile.spread(measured, virtual_profile.CLOCKS)
+
+
 def _train_into(card: Card, folder: Path) -> None:
     created = datetime.now(UTC).isoformat(timespec="seconds")
     origin = Origin(hardware=card.gpu_name, vllm_version="simulated", model_name=card.model, created=created)
-    model = train(table_of(virtual_profile.virtual_profile(card, SEED)), origin, folds=FOLDS, by_clock=False)
+    rows = virtual_profile.virtual_profile(card, SEED, clocks=_clocks(card))
+    model = train(table_of(rows), origin, folds=FOLDS, by_clock=False)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
