@@ -144,9 +144,10 @@ class Daemon:
         self._last_tick_s = now_s
 
     def _floor(self, run: InstanceRuntime) -> int:
-        """Lower end of the locked range: the lowest clock allowed, so that an idle GPU may rest."""
-        lowest = max(info.supported_mhz[0] for info in run.gpus)
-        return max(lowest, self.link.hello.min_mhz) if self.link.hello else lowest
+        """Lower end of the locked range: the lowest clock the guard allows, so that an idle GPU may rest."""
+        least = self.link.hello.min_mhz if self.link.hello else 0
+        common = set.intersection(*(set(info.supported_mhz) for info in run.gpus))
+        return min((clock for clock in common if clock >= least), default=least)
 
     async def _polls(self, run: InstanceRuntime) -> None:
         c = run.config
