@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvwatt.artifact import MANIFEST, ArtifactError, load_compiled, load_manifest
+from kvwatt.artifact import MANIFEST, POWER_TREES, STEP_TREES, ArtifactError, load_compiled, load_manifest
 from kvwatt.compiled import CompiledModel
 from kvwatt.manifest import Manifest
 from kvwatt.state import EngineShape
@@ -28,7 +28,7 @@ WAITING_PERIOD_S = 0.5
 class _Key:
     """What a compiled table depends on; a change of any of it means compiling anew."""
 
-    stamp_ns: int
+    stamps_ns: tuple[int | None, ...]  # of every file: a copy in progress is looked at again
     clocks_mhz: tuple[int, ...]
     shape: EngineShape
     hardware: tuple[str, ...]
@@ -76,11 +76,10 @@ class Models:
         )
 
     def _key(self, run: InstanceRuntime, shape: EngineShape) -> _Key | None:
-        try:
-            stamp_ns = (self._path / MANIFEST).stat().st_mtime_ns
-        except OSError:
+        stamps_ns = tuple(_stamp_ns(self._path / name) for name in (MANIFEST, STEP_TREES, POWER_TREES))
+        if stamps_ns[0] is None:
             return None
-        return _Key(stamp_ns, self._permitted(run), shape, tuple(info.name for info in run.gpus))
+        return _Key(stamps_ns, self._permitted(run), shape, tuple(info.name for info in run.gpus))
 
     def _load(self, key: _Key) -> tuple[Manifest, CompiledModel]:
         manifest = load_manifest(self._path)
@@ -118,3 +117,11 @@ class Models:
             upper_factor=slot.compiled.upper_factor,
             ranges=dict(manifest.ranges),
         )
+
+
+def _stamp_ns(path: Path) -> int | None:
+    """When it was changed, None where it cannot be seen."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
