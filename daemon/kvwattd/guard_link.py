@@ -97,8 +97,9 @@ class GuardLink:
             if self._client is None:
                 await self._connect()
             self._changed.clear()
-            await self._apply()
+            # First the lease: a set would settle an expiry for all GPUs, those of other instances too.
             await self._renew()
+            await self._apply()
         except GuardError as error:
             await self._lost(error)
             await asyncio.sleep(RECONNECT_S)
