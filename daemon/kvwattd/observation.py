@@ -89,6 +89,7 @@ class Observation:
         self.predicted_itl_s: float | None = None
         self.measured_itl_s: float | None = None
         self._span = Span()
+        self._bounds: tuple[tuple[int, float], Bounds] | None = None
         self._traffic: tuple[tuple[int, float], Traffic | None] | None = None
         self.layout: str | None = None
         self.polls = 0
@@ -102,7 +103,7 @@ class Observation:
         self._failing, self.layout = None, layout
         if self.snapshot is not None and self._is_another_run(snapshot):
             self.estimator.restart()
-            self.calibration = OnlineCalibration()
+            self.calibration, self._bounds = OnlineCalibration(), None
             self.first = None
         self.interval = self.estimator.update(snapshot)
         self.snapshot = snapshot
@@ -157,10 +158,14 @@ class Observation:
         return min(max(mean, MIN_CHUNK_TOKENS), self._max_num_batched_tokens)
 
     def bounds(self, compiled: CompiledModel) -> Bounds:
-        """Corrections to the model's step times, online bias included."""
+        """Corrections to the model's step times, online bias included; computed once per sample."""
         c = self.calibration
-        typical = c.bias * compiled.upper_factor
-        return Bounds(Factors(typical, c.bias * max(c.upper_factor, compiled.upper_factor)), c.drifted)
+        key = (c.samples, compiled.upper_factor)
+        if self._bounds is None or self._bounds[0] != key:
+            typical = c.bias * compiled.upper_factor
+            upper = c.bias * max(c.upper_factor, compiled.upper_factor)
+            self._bounds = (key, Bounds(Factors(typical, upper), c.drifted))
+        return self._bounds[1]
 
     def traffic(self, slo: Slo) -> Traffic | None:
         """Estimates as of the newest page; computed once per page and quantile."""
