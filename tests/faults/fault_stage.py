@@ -1,0 +1,164 @@
+"""One simulated GPU, a busy server on it, the real daemon, and what may be asked of the GPU's memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from daemon_process import TOKEN, DaemonProcess, eventually
+
+from kvwatt_sim.nvml.control import SetterCall, SimGpus
+from kvwatt_sim.server.launch import SimServer
+
+LEASE_S = 2.0
+# The lease, and what a machine with two busy cores may add to it.
+LEASE_BOUND_S = LEASE_S + 1.5
+FLOOR_MHZ, CEILING_MHZ = 900, 2400
+POLL_S, SCRAPE_DEADLINE_S, STALE_AFTER_S = 0.25, 0.8, 1.5
+# From a fault to driver default: stale at worst, then a tick and a reset.
+FAILSAFE_BOUND_S = STALE_AFTER_S + SCRAPE_DEADLINE_S + 3.0
+SET, RESET = "nvmlDeviceSetGpuLockedClocks", "nvmlDeviceResetGpuLockedClocks"
+
+CONFIGURATION = """
+[daemon]
+mode = "{mode}"
+state_dir = "{folder}/state"
+[api]
+port = 0
+token_file = "{folder}/token"
+[guard]
+socket = "{folder}/guard.sock"
+spawn = true
+timeout_s = 1.0
+lease_s = {lease_s}
+[model]
+path = "{model}"
+reload_s = 0.5
+[slo.ttft]
+limit_s = 6.0
+quantile = 0.95
+[slo.tbt]
+limit_s = 0.2
+quantile = 0.95
+[slo.e2e]
+limit_s = 60.0
+quantile = 0.95
+[policy]
+floor_mhz = {floor_mhz}
+ceiling_mhz = {ceiling_mhz}
+[[instance]]
+name = "sim"
+url = "{url}"
+gpus = ["{gpu}"]
+poll_s = {poll_s}
+scrape_deadline_s = {scrape_deadline_s}
+stale_after_s = {stale_after_s}
+"""
+
+
+def daemon_for(
+    server: SimServer, folder: Path, model: Path, mode: str = "active", floor_mhz: int = FLOOR_MHZ
+) -> DaemonProcess:
+    """A daemon beside `server`, not started yet; it may write over REST with TOKEN."""
+    values: dict[str, object] = {
+        "mode": mode,
+        "lease_s": LEASE_S,
+        "model": model,
+        "floor_mhz": floor_mhz,
+        "ceiling_mhz": CEILING_MHZ,
+        "url": server.base_url,
+        "gpu": server.uuids[0],
+        "poll_s": POLL_S,
+        "scrape_deadline_s": SCRAPE_DEADLINE_S,
+        "stale_after_s": STALE_AFTER_S,
+    }
+    text = CONFIGURATION
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", str(value))
+    daemon = DaemonProcess(folder, text, server.env())
+    token = folder / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    return daemon
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When something was done to the stage, and what there was before."""
+
+    t_s: float
+    held_mhz: int | None
+    log_length: int
+    errors: dict[str, float]
+
+
+@dataclass
+class Stage:
+    """Everything at once; tests leave it as `control` would find it."""
+
+    server: SimServer
+    gpus: SimGpus
+    daemon: DaemonProcess
+
+    @property
+    def held_mhz(self) -> int | None:
+        """Upper end of the locked range; None is driver default."""
+        lock = self.gpus.lock_mhz(0)
+        return lock[1] if lock is not None else None
+
+    def control(self) -> dict[str, Any]:
+        """Wait until the daemon holds a clock below the ceiling; the instance as it is then."""
+        self.daemon.wait_for("active")
+        eventually(
+            lambda: self.held_mhz is not None and self.held_mhz < CEILING_MHZ,
+            lambda: f"no lowered clock\n{self.daemon.describe()}",
+        )
+        return self.daemon.instance()
+
+    def moment(self) -> Moment:
+        errors = {
+            labels["cause"]: value
+            for labels, value in self.daemon.metrics().get("kvwatt_telemetry_errors_total", [])
+        }
+        return Moment(time.monotonic(), self.held_mhz, len(self.daemon.log()), errors)
+
+    def default_within(self, limit_s: float, since_s: float) -> None:
+        """Wait for driver default; fails when it comes later than `limit_s` after `since_s`."""
+        while self.held_mhz is not None:
+            assert time.monotonic() - since_s <= limit_s, f"still {self.held_mhz} MHz after {limit_s} s"
+            time.sleep(0.01)
+
+    def sets_since(self, t_s: float) -> list[SetterCall]:
+        return [call for call in self.gpus.setter_log() if call.call == SET and call.t_s >= t_s]
+
+    def resets_since(self, t_s: float) -> list[SetterCall]:
+        return [call for call in self.gpus.setter_log() if call.call == RESET and call.t_s >= t_s]
+
+    def said_since(self, moment: Moment) -> str:
+        """Log written after the moment."""
+        return self.daemon.log()[moment.log_length :]
+
+    def nothing_lowered(self, since: Moment, default_s: float) -> None:
+        """No clock below the one of that moment was set, and none at all after `default_s`."""
+        calls = self.sets_since(since.t_s)
+        lower = [c for c in calls if since.held_mhz is None or _target_mhz(c) < since.held_mhz]
+        assert not lower, lower
+        late = [c for c in calls if c.t_s > default_s]
+        assert not late, late
+
+    def only_permitted_clocks(self) -> None:
+        """Every setter call so far is the guard's, and every clock is supported and inside the bounds."""
+        supported = set(self.gpus.spec(0).supported_mhz)
+        for call in self.gpus.setter_log():
+            assert call.call in (SET, RESET), call
+            assert call.pid != self.daemon.process.pid, call
+            if call.call == SET:
+                low, high = (int(part) for part in call.args.split(","))
+                assert {low, high} <= supported, call
+                assert FLOOR_MHZ <= low <= high <= CEILING_MHZ, call
+
+
+def _target_mhz(call: SetterCall) -> int:
+    return int(call.args.split(",")[1])

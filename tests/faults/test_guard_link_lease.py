@@ -1,0 +1,68 @@
+"""The daemon's link to the guard over an expired lease: no instance believes in a clock that was reset."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from kvwatt_sim import cards
+from kvwatt_sim.nvml.build import build
+from kvwatt_sim.nvml.control import SimGpus, env_for
+from kvwatt_sim.nvml.spec import demo_uuid
+from kvwattd.guard.spawn import spawn_guard
+from kvwattd.guard_link import GuardLink, Wish
+
+LEASE_S = 0.5
+PATIENCE_S = 20.0
+
+
+class Told:
+    """What an instance was told last."""
+
+    clock_mhz: int | None = None
+    errors = 0
+
+    def on_applied(self, clock_mhz: int | None, now_s: float) -> None:
+        self.clock_mhz = clock_mhz
+
+    def on_actuation_error(self, reason: str, now_s: float) -> None:
+        self.errors += 1
+
+
+async def test_after_a_stall_every_instance_gets_its_clock_again(tmp_path: Path) -> None:
+    """One instance's new wish after an expired lease brings the other's clock back too."""
+    libs, path = build(), tmp_path / "gpus"
+    uuids = [demo_uuid(0), demo_uuid(1)]
+    spec = cards.load("l20", 1).gpu_spec
+    with SimGpus.create(path, [spec(uuid) for uuid in uuids], libs=libs) as gpus:
+        guard = await spawn_guard(
+            tmp_path / "s", tmp_path / "state.json", uuids, lease_s=LEASE_S, env=env_for(libs, path)
+        )
+        alive = [True]
+        link = GuardLink(tmp_path / "s", 2.0, time.monotonic, lambda: alive[0])
+        link.need(True)
+        told = [Told(), Told()]
+        running = asyncio.create_task(link.run())
+        try:
+            for i in range(2):
+                link.wish(str(i), Wish((uuids[i],), 900, 1200), told[i])
+            await _until(lambda: [gpus.lock_mhz(i) for i in range(2)] == [(900, 1200)] * 2)
+            alive[0] = False  # the tick stalls: no renewal
+            await _until(lambda: [gpus.lock_mhz(i) for i in range(2)] == [None, None])
+            alive[0] = True
+            link.wish("0", Wish((uuids[0],), 900, 1500), told[0])
+            await _until(lambda: [gpus.lock_mhz(i) for i in range(2)] == [(900, 1500), (900, 1200)])
+            await _until(lambda: [t.clock_mhz for t in told] == [1500, 1200])
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            assert await guard.stop() == 0
+        assert [gpus.lock_mhz(i) for i in range(2)] == [None, None]
+
+
+async def _until(holds: object) -> None:
+    assert callable(holds)
+    async with asyncio.timeout(PATIENCE_S):
+        while not holds():  # noqa: ASYNC110  # other processes
+            await asyncio.sleep(0.02)

@@ -1,0 +1,102 @@
+"""What an operator does over REST and the command line takes effect, needs the token, and is shown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from daemon_process import eventually
+from fault_stage import CEILING_MHZ, FLOOR_MHZ, LEASE_BOUND_S, Stage
+
+OVERRIDE = "/api/v1/instances/sim/override"
+SLO = "/api/v1/slos/sim"
+GENEROUS = {
+    "ttft": {"limit_s": 6.0, "quantile": 0.95},
+    "tbt": {"limit_s": 0.2, "quantile": 0.95},
+    "e2e": {"limit_s": 60.0, "quantile": 0.95},
+}
+
+
+def test_an_override_holds_its_clock_and_expires(stage: Stage) -> None:
+    """A clock by hand is held for its time and no longer; then decisions hold again."""
+    assert stage.daemon.put(OVERRIDE, {"clock_mhz": 1800, "duration_s": 3.0}).status_code == 200
+    eventually(lambda: stage.held_mhz == 1800, stage.daemon.describe)
+    held = stage.daemon.wait_for("override")
+    assert held["clock_target_mhz"] == 1800 and held["override"]["left_s"] <= 3.0
+    assert stage.daemon.metric("kvwatt_override_active") == 1.0
+    eventually(lambda: stage.held_mhz != 1800, stage.daemon.describe)
+    stage.control()
+    assert stage.daemon.metric("kvwatt_override_active") == 0.0
+    assert "override ended" in stage.daemon.log()
+
+
+def test_an_override_yields_to_a_fault(stage: Stage) -> None:
+    """A clock by hand is not held on a server that cannot be seen."""
+    assert stage.daemon.put(OVERRIDE, {"clock_mhz": 1200, "duration_s": 60.0}).status_code == 200
+    eventually(lambda: stage.held_mhz == 1200, stage.daemon.describe)
+    stage.server.misbehave("500")
+    stage.daemon.wait_for("failsafe")
+    stage.default_within(LEASE_BOUND_S, time.monotonic())
+    stage.server.misbehave("ok")
+    stage.daemon.wait_for("override")
+    assert stage.daemon.delete(OVERRIDE).status_code == 204
+    stage.control()
+
+
+@pytest.mark.parametrize("clock_mhz", [FLOOR_MHZ - 15, CEILING_MHZ + 15, 1801])
+def test_an_override_outside_the_bounds_or_unsupported_is_refused(stage: Stage, clock_mhz: int) -> None:
+    """Only a clock that the GPUs support, inside the bounds, may be held by hand."""
+    refused = stage.daemon.put(OVERRIDE, {"clock_mhz": clock_mhz, "duration_s": 5.0})
+    assert refused.status_code in (409, 422)
+    assert str(clock_mhz) in refused.text
+    assert stage.daemon.instance()["override"] is None
+
+
+def test_a_tighter_promise_changes_the_decision_and_back(stage: Stage) -> None:
+    """A promise no clock can keep means driver default, with the promise named; the old one lowers again."""
+    tight = {"tbt": {"limit_s": 0.001, "quantile": 0.95}}
+    assert stage.daemon.put(SLO, tight).status_code == 200
+    stage.default_within(LEASE_BOUND_S, time.monotonic())
+    assert (
+        "no clock keeps every promise (tbt breaks even at the top)" in stage.daemon.decisions()[0]["reason"]
+    )
+    assert stage.daemon.get(SLO).json()["ttft"] is None
+    assert stage.daemon.put(SLO, GENEROUS).status_code == 200
+    stage.control()
+
+
+@pytest.mark.parametrize("token", [None, "not the right token"])
+@pytest.mark.parametrize(("path", "body"), [(SLO, GENEROUS), ("/api/v1/mode", {"mode": "off"})])
+def test_writes_need_the_token(stage: Stage, path: str, body: object, token: str | None) -> None:
+    """Without the token nothing changes."""
+    refused = stage.daemon.put(path, body, token)
+    assert refused.status_code in (401, 403)
+    assert stage.daemon.status()["mode"] == "active"
+    assert "not the right token" not in stage.daemon.log() + refused.text
+
+
+def test_power_and_energy_are_shown_and_energy_grows(stage: Stage) -> None:
+    """Figures come from the counters of the GPU, and agree with its own account."""
+    first = stage.daemon.instance()
+    exact_j = stage.gpus.energy_j(0)
+    eventually(lambda: stage.daemon.instance()["energy_j"] > first["energy_j"] + 100, stage.daemon.describe)
+    later = stage.daemon.instance()
+    grown_j = stage.gpus.energy_j(0) - exact_j
+    assert later["energy_j"] - first["energy_j"] == pytest.approx(grown_j, rel=0.5)
+    assert 30.0 < later["power_w"] < 300.0
+    assert stage.daemon.metric("kvwatt_gpu_power_watts") > 30.0
+    assert stage.daemon.metric("kvwatt_gpu_energy_joules_total") >= later["energy_j"]
+    assert stage.daemon.metric("kvwatt_gpu_clock_held") == 1.0
+
+
+def test_the_status_command_prints_what_the_daemon_does(stage: Stage) -> None:
+    """`kvwatt status --json` shows regime, clock and figures of the running daemon."""
+    command = [sys.executable, "-m", "kvwattd", "status", "--url", stage.daemon.url, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    instance = json.loads(done.stdout)["instances"][0]
+    assert instance["name"] == "sim" and instance["regime"] == "active"
+    assert FLOOR_MHZ <= instance["clock_target_mhz"] <= CEILING_MHZ
+    assert instance["power_w"] > 0
