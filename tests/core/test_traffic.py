@@ -1,0 +1,124 @@
+"""Traffic learned from metrics pages, compared with what the simulated engine really served."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds import card, shape
+
+from kvwatt.lengths import LengthModel
+from kvwatt.state import EngineSnapshot
+from kvwatt.traffic import DecayingRate, Interval, TrafficEstimator, aged, interval
+from kvwatt_sim.replay.plant import VirtualPlant
+from kvwatt_sim.workload import generate
+
+POLL_S = 0.5
+
+
+def estimator() -> TrafficEstimator:
+    return TrafficEstimator(LengthModel(), LengthModel())
+
+
+def watch(
+    rate_per_s: float, duration_s: float, seed: int = 4
+) -> tuple[TrafficEstimator, list[Interval], VirtualPlant, list[EngineSnapshot]]:
+    """Poll a virtual plant twice a second and fold every page in."""
+    plant = VirtualPlant(card(), shape(), generate(rate_per_s, duration_s, seed))
+    learned, steps, pages = estimator(), [], []
+    for tick in range(int(duration_s / POLL_S)):
+        plant.advance(tick * POLL_S)
+        pages.append(plant.snapshot())
+        step = learned.update(pages[-1])
+        if step is not None:
+            steps.append(step)
+    return learned, steps, plant, pages
+
+
+def test_arrivals_and_tokens_are_conserved() -> None:
+    """What the intervals add up to is what the engine counted."""
+    _, steps, plant, pages = watch(1.5, 60.0)
+    last = pages[-1]
+    assert sum(s.arrivals for s in steps) == last.requests_finished_total + last.running + last.waiting
+    assert sum(s.generation_tokens for s in steps) == plant.engine.counters.generation_tokens
+    assert sum(s.prompt_tokens for s in steps) == plant.engine.counters.prompt_tokens
+
+
+def test_rate_and_lengths_approach_the_truth() -> None:
+    """After minutes of traffic rate and mean lengths are within a fifth of what was served."""
+    learned, _, plant, _ = watch(1.5, 240.0)
+    seen = learned.traffic()
+    assert seen is not None
+    records = plant.records
+    assert len(records) > 200
+    assert seen.arrival_per_s == pytest.approx(1.5, rel=0.35)
+    assert seen.output_mean_tokens == pytest.approx(np.mean([r.output_tokens for r in records]), rel=0.1)
+    prompts = np.mean([r.request.prompt_tokens for r in records])
+    assert seen.prompt_mean_tokens == pytest.approx(prompts, rel=0.1)
+
+
+def test_requests_without_a_first_token_are_counted_exactly() -> None:
+    """TTFT and E2E counts of a page tell how many inside still wait for their first token."""
+    learned, _, plant, pages = watch(2.5, 60.0)
+    started = sum(1 for r in plant.records if r.first_token_s is not None)
+    inside = pages[-1].running + pages[-1].waiting
+    first_tokens = pages[-1].ttft_s.count
+    seen = learned.traffic()
+    assert seen is not None
+    assert seen.unstarted == inside - (first_tokens - started)
+
+
+def test_a_server_that_ran_before_brings_its_lengths_with_the_first_page() -> None:
+    """A restarted daemon does not start to learn lengths from nothing."""
+    _, _, _, pages = watch(1.5, 120.0)
+    fresh = estimator()
+    assert fresh.update(pages[-2]) is None
+    fresh.update(pages[-1])
+    seen = fresh.traffic()
+    assert seen is not None and seen.finished >= pages[-2].requests_finished_total > 50
+
+
+def test_waiting_requests_age_between_pages() -> None:
+    """Whoever waited at the last page has waited longer now; nobody else ages."""
+    learned, _, _, _ = watch(1.5, 30.0)
+    seen = learned.traffic()
+    assert seen is not None
+    waiting = replace(seen, unstarted=2.0, oldest_wait_s=0.4)
+    assert aged(waiting, 0.3).oldest_wait_s == pytest.approx(0.7)
+    idle = replace(seen, unstarted=0.0)
+    assert aged(idle, 0.3) is idle
+
+
+def test_a_restart_forgets_the_page_and_keeps_what_was_learned() -> None:
+    """After a counter reset no interval is formed across it."""
+    learned, _, _, pages = watch(1.5, 60.0)
+    mean = learned.outputs.mean_tokens
+    learned.restart()
+    assert learned.traffic() is None
+    reset = replace(pages[0], observed_s=pages[-1].observed_s + POLL_S)
+    assert learned.update(reset) is None
+    assert learned.outputs.mean_tokens == pytest.approx(mean)
+
+
+def test_an_interval_never_has_negative_arrivals() -> None:
+    """Aborted requests that no counter shows do not turn into negative traffic."""
+    _, _, _, pages = watch(1.5, 30.0)
+    vanished = replace(pages[-1], running=0, waiting=0, observed_s=pages[-1].observed_s + POLL_S)
+    assert interval(pages[-1], vanished).arrivals == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.floats(0.1, 2.0)), min_size=1, max_size=80))
+def test_the_upper_rate_lies_above_the_rate(events: list[tuple[int, float]]) -> None:
+    """The bound is a bound from the first interval on, also when nothing has come yet."""
+    rate = DecayingRate(15.0)
+    for count, dt_s in events:
+        rate.observe(count, dt_s)
+    assert rate.upper_per_s(1.28) > rate.per_s >= 0.0
+
+
+def test_before_anything_was_seen_the_rate_is_unbounded() -> None:
+    """No exposure, no bound."""
+    assert DecayingRate(15.0).upper_per_s(1.0) == float("inf")
