@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from kvwatt_sim import cards
@@ -58,11 +59,10 @@ async def test_after_a_stall_every_instance_gets_its_clock_again(tmp_path: Path)
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             assert await guard.stop() == 0
-        assert [gpus.lock_mhz(i) for i in range(2)] == [None, None]
+        await _until(lambda: [gpus.lock_mhz(i) for i in range(2)] == [None, None])
 
 
-async def _until(holds: object) -> None:
-    assert callable(holds)
+async def _until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not holds():  # noqa: ASYNC110  # other processes
             await asyncio.sleep(0.02)

@@ -30,9 +30,6 @@ FAULTS = {
     "nan_in_one_series": PageFault(
         "nan", "bad_value", "num_requests_running", {"names": ["vllm:num_requests_running"]}
     ),
-    "negative": PageFault(
-        "set", "bad_value", "num_requests_waiting", {"values": {"vllm:num_requests_waiting": -1}}
-    ),
     "impossible": PageFault(
         "set", "bad_value", "kv_cache_usage_perc", {"values": {"vllm:kv_cache_usage_perc": 1.5}}
     ),

@@ -11,8 +11,8 @@ from daemon_process import eventually
 from fault_stage import LEASE_BOUND_S
 
 
-def test_shadow_mode_decides_and_writes_nothing(staging: Staging) -> None:
-    """In shadow mode decisions are made and told, and no setter is called; switched to active it acts."""
+def test_shadow_mode_decides_and_writes_nothing_and_leaving_active_resets(staging: Staging) -> None:
+    """In shadow mode no setter is called; active over REST lowers; shadow and off mean driver default."""
     with staging(mode="shadow") as stage:
         start_s = stage.gpus.now_s()
         stage.daemon.wait_for("shadow")
@@ -23,15 +23,9 @@ def test_shadow_mode_decides_and_writes_nothing(staging: Staging) -> None:
         assert decided["regime"] == "shadow" and decided["applied"] is False
         assert not [call for call in stage.gpus.setter_log() if call.t_s >= start_s]
         assert stage.daemon.instance()["clock_target_mhz"] is None
-        assert stage.daemon.put("/api/v1/mode", {"mode": "active"}).status_code == 200
-        stage.control()
-
-
-def test_leaving_active_mode_resets_the_clock(staging: Staging) -> None:
-    """Active to shadow and active to off over REST: driver default at once, and back."""
-    with staging() as stage:
-        stage.control()
         for mode in ("shadow", "off"):
+            assert stage.daemon.put("/api/v1/mode", {"mode": "active"}).status_code == 200
+            stage.control()
             assert stage.daemon.put("/api/v1/mode", {"mode": mode}).status_code == 200
             stage.default_within(LEASE_BOUND_S, time.monotonic())
             default_s = time.monotonic()
@@ -39,8 +33,6 @@ def test_leaving_active_mode_resets_the_clock(staging: Staging) -> None:
             time.sleep(0.5)
             assert not stage.sets_since(default_s)
             assert stage.daemon.metric("kvwatt_guard_state", state="unused") == 1.0
-            assert stage.daemon.put("/api/v1/mode", {"mode": "active"}).status_code == 200
-            stage.control()
         stage.only_permitted_clocks()
 
 

@@ -82,10 +82,11 @@ def test_power_and_energy_are_shown_and_energy_grows(stage: Stage) -> None:
     """Figures come from the counters of the GPU, and agree with its own account."""
     first = stage.daemon.instance()
     exact_j = stage.gpus.energy_j(0)
-    eventually(lambda: stage.daemon.instance()["energy_j"] > first["energy_j"] + 100, stage.daemon.describe)
+    eventually(lambda: stage.daemon.instance()["energy_j"] > first["energy_j"] + 300, stage.daemon.describe)
     later = stage.daemon.instance()
     grown_j = stage.gpus.energy_j(0) - exact_j
-    assert later["energy_j"] - first["energy_j"] == pytest.approx(grown_j, rel=0.5)
+    # A reading may be a second old at either end, at the GPU's highest power.
+    assert later["energy_j"] - first["energy_j"] == pytest.approx(grown_j, abs=275.0)
     assert 30.0 < later["power_w"] < 300.0
     assert stage.daemon.metric("kvwatt_gpu_power_watts") > 30.0
     assert stage.daemon.metric("kvwatt_gpu_energy_joules_total") >= later["energy_j"]
