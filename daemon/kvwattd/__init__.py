@@ -1,1 +1,1 @@
-"""The live sidecar: telemetry, guard, loop, REST and metrics. Imports nothing here: the guard must stay tiny."""
+"""The live sidecar. Imports nothing here: the guard must stay tiny."""
