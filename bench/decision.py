@@ -2,7 +2,7 @@
 
     python bench/decision.py [--quick] [--json FILE]
 
-128 running requests with their progress known, 80 clocks of the simulated L20, random traffic. The
+Running requests with their progress known, clocks of the simulated L20, random traffic. The
 rival is a throttLL'eM-like decision on the same engine: a plain LightGBM model asked for the projected
 batch and KV of every second of the horizon, in a binary search over the same clocks.
 """
@@ -31,7 +31,7 @@ from kvwatt.training import Origin, train
 from kvwatt_sim.cards import load
 from kvwatt_sim.virtual_profile import virtual_profile
 
-RUNNING, CLOCKS = 128, 80
+SIZES = ((128, 80, 2.0), (256, 120, 1.0))  # running requests, clocks, p99 limit in ms
 SLO = Slo(SloTarget(3.0), SloTarget(0.2), SloTarget(60.0))
 CARD = load("l20")
 SHAPE = CARD.engine_shape()
@@ -47,19 +47,19 @@ class GeometricLengths:
     equilibrium_survival = survival
 
 
-def situations(count: int) -> list[tuple[EngineState, Traffic]]:
+def situations(count: int, running: int) -> list[tuple[EngineState, Traffic]]:
     """Random engine states and traffic, the same in every run."""
     rng = np.random.default_rng(SEED)
-    return [_situation(rng) for _ in range(count)]
+    return [_situation(rng, running) for _ in range(count)]
 
 
-def _situation(rng: np.random.Generator) -> tuple[EngineState, Traffic]:
-    done = rng.integers(0, 600, RUNNING)
-    prompts = rng.integers(100, 3000, RUNNING)
+def _situation(rng: np.random.Generator, running: int) -> tuple[EngineState, Traffic]:
+    done = rng.integers(0, 600, running)
+    prompts = rng.integers(100, 3000, running)
     requests = tuple(
         RequestState(0.0, int(p), int(p), int(d), 2048) for p, d in zip(prompts, done, strict=True)
     )
-    state = EngineState(100.0, RUNNING, int(rng.integers(0, 4)), float((done + prompts).sum()), requests)
+    state = EngineState(100.0, running, int(rng.integers(0, 4)), float((done + prompts).sum()), requests)
     rate = float(rng.uniform(0.2, 3.0))
     traffic = Traffic(
         arrival_per_s=rate,
@@ -127,20 +127,8 @@ def laps(
     return np.array(times)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the bars to this file")
-    parser.add_argument("--quick", action="store_true", help="500 decisions instead of 5,000")
-    arguments = parser.parse_args()
-    table = table_of(virtual_profile(CARD, seed=SEED))
-    clocks = CARD.supported_mhz[-CLOCKS:]
-    trained = train(table, Origin(CARD.gpu_name), folds=3, by_clock=False)
-    cases = situations(500 if arguments.quick else 5000)
-    times = {
-        "kvwatt": laps(ours(compile_model(trained, clocks, SHAPE)), cases),
-        "plain model, binary search": laps(rival(table, clocks), cases),
-    }
-    shown = Table(title=f"One decision, {RUNNING} running requests, {CLOCKS} clocks ({len(cases)} decisions)")
+def _show(times: dict[str, np.ndarray], title: str) -> None:
+    shown = Table(title=f"One decision, {title}")
     for column in ("", "mean ms", "p50 ms", "p99 ms", "max ms"):
         shown.add_column(column, justify="left" if not column else "right")
     for name, seconds in times.items():
@@ -148,11 +136,30 @@ def main() -> int:
         shown.add_row(name, *(f"{1e3 * value:.3f}" for value in figures))
     shown.add_row("throttLL'eM as published", "5", "", "", "35")
     Console().print(shown)
-    bars = [Bar("decision p99, ms", 1e3 * float(np.quantile(times["kvwatt"], 0.99)), 2.0, "lower")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the bars to this file")
+    parser.add_argument("--quick", action="store_true", help="500 decisions instead of 5,000")
+    arguments = parser.parse_args()
+    table = table_of(virtual_profile(CARD, seed=SEED))
+    trained = train(table, Origin(CARD.gpu_name), folds=3, by_clock=False)
+    count = 500 if arguments.quick else 5000
+    bars, seconds = [], {}
+    for running, clocks, limit_ms in SIZES:
+        mhz = CARD.supported_mhz[-clocks:]
+        cases = situations(count, running)
+        times = {
+            "kvwatt": laps(ours(compile_model(trained, mhz, SHAPE)), cases),
+            "plain model, binary search": laps(rival(table, mhz), cases),
+        }
+        _show(times, f"{running} running requests, {clocks} clocks ({count} decisions)")
+        p99_ms = 1e3 * float(np.quantile(times["kvwatt"], 0.99))
+        bars.append(Bar(f"decision p99, {running} running, {clocks} clocks, ms", p99_ms, limit_ms, "lower"))
+        seconds[f"{running}x{clocks}"] = {k: list(np.quantile(t, (0.5, 0.99))) for k, t in times.items()}
     show(bars, "Bars")
-    write(
-        arguments.json, bars, seconds={name: list(np.quantile(t, (0.5, 0.99))) for name, t in times.items()}
-    )
+    write(arguments.json, bars, seconds=seconds)
     return 0
 
 
