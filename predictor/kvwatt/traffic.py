@@ -169,8 +169,14 @@ class TrafficEstimator:
         self._first_token_offset = 0.0
         self._nobody_waited_s = None
 
-    def update(self, snapshot: EngineSnapshot) -> Interval | None:
-        """Fold in a snapshot; returns the interval since the previous one, None for the first."""
+    def update(
+        self, snapshot: EngineSnapshot, finished: tuple[Histogram, Histogram] | None = None
+    ) -> Interval | None:
+        """Fold in a snapshot; returns the interval since the previous one, None for the first.
+
+        `finished`: prompt and output lengths of the requests that finished in between, where they are
+        known better than from the snapshots' own histograms.
+        """
         previous, self._previous = self._previous, snapshot
         self._track_waiting(snapshot)
         if previous is None:
@@ -184,8 +190,11 @@ class TrafficEstimator:
         self._rate.observe(step.arrivals, step.dt_s)
         self._slow_rate.observe(step.arrivals, step.dt_s)
         self._learn(
-            difference(snapshot.prompt_lengths, previous.prompt_lengths),
-            difference(snapshot.generation_lengths, previous.generation_lengths),
+            *finished
+            or (
+                difference(snapshot.prompt_lengths, previous.prompt_lengths),
+                difference(snapshot.generation_lengths, previous.generation_lengths),
+            )
         )
         return step
 
