@@ -81,3 +81,19 @@ def test_a_bound_between_two_supported_clocks_is_kept(staging: Staging) -> None:
         stage.control()
         assert stage.held_mhz is not None and stage.held_mhz >= 907
         stage.only_permitted_clocks()
+
+
+def test_without_its_gpu_it_runs_and_says_so(staging: Staging) -> None:
+    """No NVML on the host, or no such GPU: FAILSAFE that names it, no guard, the API answers."""
+    with staging(driver=False) as stage:
+        eventually(
+            lambda: (
+                f"GPU {stage.server.uuids[0]}: looking it up: " in stage.daemon.instance()["regime_reason"]
+            ),
+            stage.daemon.describe,
+        )
+        assert stage.daemon.instance()["regime"] == "failsafe"
+        assert "guard: started" not in stage.daemon.log()
+        assert stage.daemon.get("/readyz").status_code == 503
+        assert stage.daemon.get("/healthz").status_code == 200
+        assert stage.daemon.stop() == 0

@@ -9,15 +9,10 @@ import time
 
 import pytest
 from daemon_process import eventually
-from fault_stage import CEILING_MHZ, FLOOR_MHZ, LEASE_BOUND_S, Stage
+from fault_stage import CEILING_MHZ, FLOOR_MHZ, GENEROUS, LEASE_BOUND_S, Stage
 
 OVERRIDE = "/api/v1/instances/sim/override"
 SLO = "/api/v1/slos/sim"
-GENEROUS = {
-    "ttft": {"limit_s": 6.0, "quantile": 0.95},
-    "tbt": {"limit_s": 0.2, "quantile": 0.95},
-    "e2e": {"limit_s": 60.0, "quantile": 0.95},
-}
 
 
 def test_an_override_holds_its_clock_and_expires(stage: Stage) -> None:
