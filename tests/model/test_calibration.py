@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvwatt.calibration import OnlineCalibration
+from kvwatt.calibration import LatencyCalibration, OnlineCalibration, RegimeCalibration
 
 
 def feed(calibration: OnlineCalibration, ratios: np.ndarray, start_s: float = 0.0) -> float:
@@ -106,3 +106,100 @@ def test_bias_and_bound_stay_within_limits(ratios: list[float]) -> None:
     feed(calibration, np.array(ratios))
     assert 1 / 1.6 - 1e-9 <= calibration.bias <= 1.6 + 1e-9
     assert 1.0 <= calibration.upper_factor < math.inf
+
+
+def test_coverage_so_far_is_told() -> None:
+    """The monitor shows the share of scored samples within their bound; nothing before the first."""
+    calibration = OnlineCalibration()
+    assert calibration.coverage is None
+    feed(calibration, noise(9, 1200, spread=0.05))
+    assert calibration.scored > 1000
+    assert calibration.coverage is not None
+    assert 0.87 <= calibration.coverage <= 0.93
+
+
+def test_the_bound_widens_before_drift_forces_default() -> None:
+    """While an engine slows down step by step, the bound grows from sample to sample until it is drift."""
+    calibration = OnlineCalibration()
+    now_s = feed(calibration, noise(10, 300, spread=0.01))
+    before = calibration.upper_factor
+    factors = []
+    for index in range(60):
+        if calibration.drifted:
+            break
+        calibration.update(0.02, 0.02 * 1.45, now_s + 0.5 * index)
+        factors.append(calibration.bias * calibration.upper_factor)
+    assert calibration.drifted
+    assert len(factors) >= 3
+    assert factors == sorted(factors)
+    assert factors[-1] > 1.1 * before
+
+
+def test_each_regime_has_its_own_bound() -> None:
+    """Steps with prompts that are 20 % slower than predicted raise the bound, though they are few."""
+    calibration = RegimeCalibration()
+    ratios = noise(11, 600, spread=0.02)
+    for index, ratio in enumerate(ratios):
+        mixed = index % 12 == 0
+        factor = 1.2 * ratio if mixed else ratio
+        calibration.update(0.02, 0.02 * factor, 0.5 * index, "mixed" if mixed else "decode")
+    assert calibration.bias == pytest.approx(1.015, abs=0.02)
+    assert calibration.bias * calibration.upper_factor > 1.19
+    assert calibration.regimes["decode"].bias == pytest.approx(1.0, abs=0.01)
+    assert not calibration.drifted
+
+
+def test_one_regime_that_drifts_is_drift() -> None:
+    """Decode as ever while steps with prompts take twice as long: the model must not be relied on."""
+    calibration = RegimeCalibration()
+    for index in range(400):
+        mixed = index % 12 == 0
+        calibration.update(0.02, 0.04 if mixed else 0.02, 0.5 * index, "mixed" if mixed else "decode")
+    assert calibration.regimes["mixed"].drifted
+    assert calibration.drifted
+
+
+def latencies_met(factor: float, bound_s: float, seed: int, n: int) -> float:
+    times = np.random.default_rng(seed).lognormal(math.log(0.5), 0.4, n)
+    return float(np.sum(times <= factor * bound_s))
+
+
+def test_a_latency_bound_that_is_too_tight_is_widened_until_it_holds() -> None:
+    """A TTFT bound at the median grows until 95 % of requests lie within it, and no further."""
+    calibration = LatencyCalibration(0.95, limit=4.0)
+    late = []
+    for index in range(1200):
+        met = latencies_met(calibration.factor, 0.5, index, 5)
+        calibration.update(met, 5)
+        late.append(met)
+    assert np.mean(late[600:]) / 5 == pytest.approx(0.95, abs=0.015)
+    assert calibration.factor == pytest.approx(math.exp(0.4 * 1.645), rel=0.12)
+    assert not calibration.drifted
+
+
+def test_a_latency_bound_that_holds_is_left_alone() -> None:
+    """Where all requests are well within the bound the factor stays 1."""
+    calibration = LatencyCalibration(0.99)
+    for _ in range(500):
+        assert calibration.update(4, 4)
+    assert (calibration.factor, calibration.coverage) == (1.0, 1.0)
+
+
+def test_a_hopeless_latency_bound_forces_default() -> None:
+    """When even the widest bound does not hold, the calibration says so; and recovers when it holds again."""
+    calibration = LatencyCalibration(0.99)
+    for _ in range(50):
+        calibration.update(0, 4)
+    assert calibration.drifted
+    assert calibration.factor == pytest.approx(2.0)
+    for _ in range(5000):
+        calibration.update(4, 4)
+    assert not calibration.drifted
+
+
+@pytest.mark.parametrize(("met", "total"), [(math.nan, 4), (5, 4), (-1, 4), (0, 0), (1, math.inf)])
+def test_unusable_counts_are_ignored(met: float, total: float) -> None:
+    """NaN, infinite, negative or contradictory counts change nothing."""
+    calibration = LatencyCalibration(0.9)
+    assert not calibration.update(met, total)
+    assert (calibration.factor, calibration.coverage) == (1.0, None)
