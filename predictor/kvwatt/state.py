@@ -78,7 +78,10 @@ class EngineShape:
 
 @dataclass(frozen=True, slots=True)
 class RequestState:
-    """One request as the scheduler sees it. `weight` < 1: a cohort estimated from aggregates."""
+    """One request as the scheduler sees it. `weight` < 1: a cohort estimated from aggregates.
+
+    `hint_tokens`: the caller's own guess of the output length, if it gave one.
+    """
 
     arrival_s: float
     prompt_tokens: int
@@ -86,6 +89,7 @@ class RequestState:
     output_tokens: int
     max_tokens: int | None = None
     weight: float = 1.0
+    hint_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,233 @@
+"""Output lengths by class, learned online from single finished requests: no prompt text, no other model.
+
+What is known before a request has said anything: its prompt length, its max_tokens, perhaps a hint.
+What is learned: a survival curve per class (Kaplan-Meier, so that answers cut off at max_tokens bias
+nothing), recent requests counting more, thin classes leaning on the pooled curve (length_tree.py), hints
+as far as they have been true (hints.py), and whether all that still holds (length_drift.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kvwatt.hints import HintTrust
+from kvwatt.length_curves import CELLS, EDGES, Curves, Floats, Ints, curves_of, hazards_of
+from kvwatt.length_drift import DriftDetector
+from kvwatt.length_tree import Classes, Sample, TreeOptions, fit_classes
+from kvwatt.state import RequestState
+
+_HINTS_PER_DOUBLING = 8
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRequest:
+    """`aborted`: it would have gone on, as one that max_tokens cut would have."""
+
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int | None = None
+    hint_tokens: float | None = None
+    aborted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prompt_tokens < 0 or self.output_tokens < 0:
+            raise ValueError(
+                f"token counts must be >= 0, got {self.prompt_tokens} in and {self.output_tokens} out"
+            )
+
+    @property
+    def ended(self) -> bool:
+        """It ended by itself: its length is known, not only a lower bound of it."""
+        return not self.aborted and (self.max_tokens is None or self.output_tokens < self.max_tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Requests:
+    """Columns of requests, each of length n. `limit` is max_tokens, inf where there is none."""
+
+    prompt: Floats
+    produced: Floats
+    limit: Floats
+    hint: Floats  # NaN where there is none
+    index: Ints  # place in the list they come from
+
+    @classmethod
+    def of(cls, states: Sequence[RequestState]) -> Requests:
+        limits = [math.inf if r.max_tokens is None else r.max_tokens for r in states]
+        hints = [math.nan if r.hint_tokens is None else r.hint_tokens for r in states]
+        return cls.known([r.prompt_tokens for r in states], [r.output_tokens for r in states], limits, hints)
+
+    @classmethod
+    def known(
+        cls,
+        prompt: npt.ArrayLike,
+        produced: npt.ArrayLike,
+        limit: npt.ArrayLike = math.inf,
+        hint: npt.ArrayLike = math.nan,
+    ) -> Requests:
+        """From columns, which may be longer than one value or one value for all."""
+        columns = [np.asarray(column, dtype=np.float64) for column in (prompt, produced, limit, hint)]
+        size = columns[0].shape
+        whole = [column if column.shape == size else np.broadcast_to(column, size) for column in columns]
+        return cls(whole[0], whole[1], whole[2], whole[3], np.arange(size[0]))
+
+    def select(self, rows: npt.NDArray[np.bool_]) -> Requests:
+        """Those of a mask."""
+        return Requests(
+            self.prompt[rows], self.produced[rows], self.limit[rows], self.hint[rows], self.index[rows]
+        )
+
+
+class ClassLengths:
+    """Reads like `lengths.LengthModel` for a request of unknown class, and by class for known ones.
+
+    Before the first finished request everything runs for ever. `refit_requests`: classes and curves are
+    fitted anew after so many more.
+    """
+
+    def __init__(
+        self,
+        memory_requests: float = 10_000.0,
+        options: TreeOptions | None = None,
+        refit_requests: int = 64,
+    ) -> None:
+        if not (math.isfinite(memory_requests) and memory_requests >= 1):
+            raise ValueError(f"memory_requests must be finite and >= 1, got {memory_requests}")
+        self.hints = HintTrust()
+        self.drift = DriftDetector()
+        self._options = options or TreeOptions()
+        self._memory_requests = memory_requests
+        self._refit_requests = refit_requests
+        self._finished: deque[FinishedRequest] = deque(maxlen=int(2 * memory_requests))
+        self._new = 0
+        self._classes: Classes | None = None
+        self._curves = curves_of(np.zeros((1, CELLS)))
+        self._hinted: dict[tuple[int, int], int] = {}
+
+    @property
+    def finished(self) -> int:
+        """Requests held in memory."""
+        return len(self._finished)
+
+    @property
+    def classes(self) -> Classes | None:
+        """The classes as last fitted, None before the first finished request."""
+        return self._classes
+
+    @property
+    def mean_tokens(self) -> float:
+        """E[L] over all classes; inf before anything is known."""
+        return math.inf if self._classes is None else float(self._curves.tail_rows[self._pooled, 0])
+
+    @property
+    def _pooled(self) -> int:
+        return 0 if self._classes is None else self._classes.pooled
+
+    def update(self, finished: Sequence[FinishedRequest]) -> None:
+        """Learn from requests that finished since the last update, in the order of their ends."""
+        useful = [r for r in finished if r.output_tokens > 0]
+        if not useful:
+            return
+        self._watch([r for r in useful if r.ended])
+        self._finished.extend(useful)
+        self._new += len(useful)
+        if self._classes is None or self._new >= min(self._refit_requests, len(self._finished) // 4):
+            self.refit()
+
+    def refit(self) -> None:
+        """Fit classes and curves to what is held now."""
+        if not self._finished:
+            return
+        self._new = 0
+        self._classes = fit_classes(self._sample(), self._options)
+        self._curves = self._classes.curves
+        self._hinted = {}
+
+    def _watch(self, ended: Sequence[FinishedRequest]) -> None:
+        """Feed hints' truth and the drift detector, before these requests change the model."""
+        for request in ended:
+            if request.hint_tokens is not None and request.hint_tokens > 0:
+                self.hints.update(request.hint_tokens, request.output_tokens)
+        if self._classes is not None and ended:
+            prompt = np.array([r.prompt_tokens for r in ended], dtype=np.float64)
+            tokens = np.array([r.output_tokens for r in ended], dtype=np.float64)
+            row = self._classes.classify(prompt, _limits(ended))
+            alive = self._curves.survival(row, tokens) + self._curves.survival(row, tokens - 1.0)
+            self.drift.update((1.0 - alive / 2).tolist())
+
+    def _sample(self) -> Sample:
+        held = self._finished
+        columns = [(r.prompt_tokens, r.output_tokens, r.ended) for r in held]
+        prompt, tokens, ended = np.array(columns, dtype=np.float64).T
+        age = np.arange(len(held))[::-1]
+        weight = np.exp(-age / self._memory_requests)
+        return Sample(prompt, _limits(held), tokens, ended > 0, weight)
+
+    def rows(self, requests: Requests) -> Ints:
+        """The row of `curves` that holds for each request."""
+        if self._classes is None:
+            return np.zeros(len(requests.prompt), dtype=np.intp)
+        row = self._classes.classify(requests.prompt, requests.limit)
+        hinted = requests.hint > 0
+        for i in np.flatnonzero(hinted).tolist() if hinted.any() else ():
+            row[i] = self._hinted_row(int(row[i]), float(requests.hint[i]))
+        return row
+
+    def _hinted_row(self, row: int, hint_tokens: float) -> int:
+        """A row for requests of one class with about this hint, made when first asked for."""
+        key = (row, round(math.log2(max(hint_tokens, 1.0)) * _HINTS_PER_DOUBLING))
+        if key not in self._hinted:
+            survival = self._curves.survival_rows[row]
+            about = 2.0 ** (key[1] / _HINTS_PER_DOUBLING)
+            mass = (survival[:-1] - survival[1:]) * self.hints.likelihood(about)
+            left = np.append(np.cumsum(mass[::-1])[::-1], 0.0) / max(float(mass.sum()), 1e-300)
+            extra = curves_of(hazards_of(left[None, :]))
+            self._hinted[key] = self._curves.rows
+            self._curves = Curves(
+                np.concatenate([self._curves.survival_rows, extra.survival_rows]),
+                np.concatenate([self._curves.tail_rows, extra.tail_rows]),
+            )
+        return self._hinted[key]
+
+    def alive(self, requests: Requests, ahead: Floats) -> Floats:
+        """P(request i still runs after ahead[i, k] more tokens), (n, k)."""
+        row = self.rows(requests)
+        return self._curves.alive(row, requests.produced, ahead, requests.limit)
+
+    def expected_remaining(self, requests: Requests) -> Floats:
+        """Expected further tokens of each request; inf before anything is known."""
+        if self._classes is None:
+            return requests.limit - requests.produced
+        row = self.rows(requests)
+        return self._curves.residual_mean(row, requests.produced, requests.limit)
+
+    def remaining_quantile(self, requests: Requests, q: float) -> Floats:
+        """Further tokens that each request does not exceed with probability q."""
+        if self._classes is None:
+            return requests.limit - requests.produced
+        row = self.rows(requests)
+        return self._curves.residual_quantile(row, requests.produced, requests.limit, q)
+
+    def survival(self, tokens: Floats | float) -> Floats:
+        """S of a request about which nothing is known."""
+        at = np.asarray(tokens, dtype=np.float64)
+        return self._curves.survival(np.full(at.shape, self._pooled, dtype=np.intp), at)
+
+    def equilibrium_survival(self, tokens: Floats | float) -> Floats:
+        """P(a request met while running still runs after `tokens` more)."""
+        ahead = np.asarray(tokens, dtype=np.float64)
+        if self._classes is None:
+            return np.ones(ahead.shape)
+        pooled = self._classes.pooled
+        edge = self._curves.tail_rows[pooled]
+        return np.asarray(np.interp(ahead, EDGES, edge) / edge[0])
+
+
+def _limits(finished: Sequence[FinishedRequest]) -> Floats:
+    return np.array([math.inf if r.max_tokens is None else r.max_tokens for r in finished], dtype=np.float64)
