@@ -16,7 +16,8 @@ LEASE_S = 2.0
 # The lease, and what a machine with two busy cores may add to it.
 LEASE_BOUND_S = LEASE_S + 1.5
 FLOOR_MHZ, CEILING_MHZ = 900, 2400
-POLL_S, SCRAPE_DEADLINE_S, STALE_AFTER_S = 0.25, 0.8, 1.5
+# Wider than the defaults: a test machine's two cores serve, load and control at once.
+POLL_S, SCRAPE_DEADLINE_S, STALE_AFTER_S = 0.25, 1.0, 2.0
 # From a fault to driver default: stale at worst, then a tick and a reset.
 FAILSAFE_BOUND_S = STALE_AFTER_S + SCRAPE_DEADLINE_S + 3.0
 # The promises of the configuration below: any permitted clock keeps them under the load of these tests.
