@@ -42,11 +42,13 @@ __all__ = [
     "PolicyConfig",
     "SloConfig",
     "SloTargetConfig",
+    "TapConfig",
     "load_config",
     "parse_config",
 ]
 
 ENV_PREFIX = "KVWATT_"
+LONGEST_SOCKET_PATH = 107  # sockaddr_un
 _ENV_NAME = re.compile(rf"{ENV_PREFIX}(?P<section>[A-Z0-9]+?)__\w+", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _GPU = re.compile(r"\d{1,3}|GPU-[0-9A-Za-z-]+")
@@ -63,6 +65,12 @@ class Mode(StrEnum):
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("Input should be a number, not true or false")
+    return value
+
+
+def _socket_path(value: Path) -> Path:
+    if not value.is_absolute() or len(os.fsencode(value)) > LONGEST_SOCKET_PATH:
+        raise ValueError(f"must be an absolute path of at most {LONGEST_SOCKET_PATH} bytes")
     return value
 
 
@@ -137,6 +145,12 @@ class ModelConfig(_Section):
     reload_s: Seconds = 5.0
 
 
+class TapConfig(_Section):
+    """Where the plugin inside vLLM sends its records; without a socket there is no tap."""
+
+    socket: Annotated[Path, AfterValidator(_socket_path)] | None = None
+
+
 class SloTargetConfig(_Section):
     """At least `quantile` of requests stay within `limit_s`."""
 
@@ -195,6 +209,7 @@ class Config(BaseSettings):
     api: ApiConfig = ApiConfig()
     guard: GuardConfig = GuardConfig()
     model: ModelConfig = ModelConfig()
+    tap: TapConfig = TapConfig()
     slo: SloConfig = SloConfig()
     policy: PolicyConfig = PolicyConfig()
     instance: Annotated[tuple[InstanceConfig, ...], Field(min_length=1)]

@@ -58,6 +58,7 @@ class Control:
             ticks_total=d.ticks,
             ticks_skipped_total=d.ticks_skipped,
             decision_duration=views.duration_view(d.durations),
+            tap_refused_total=dict(d.tap.refused) if d.tap else {},
             guard=views.guard_view(d.link, d.mode is Mode.ACTIVE, now_s),
             instances=self.instances(),
         )

@@ -13,8 +13,7 @@ from time import perf_counter
 
 from kvwatt.compiled import CompiledModel
 from kvwatt.policy import Applied, PolicyParams, decide
-from kvwatt.state import Binding, Decision, EngineShape, EngineState, GpuSample, Slo
-from kvwatt.traffic import aged
+from kvwatt.state import Binding, Decision, EngineShape, GpuSample, Slo
 from kvwattd.config import InstanceConfig, Mode
 from kvwattd.durations import Durations
 from kvwattd.observation import Observation
@@ -65,6 +64,7 @@ class InstanceRuntime:
     params: PolicyParams
     observation: Observation
     durations: Durations
+    tapped: bool = False  # a tap is configured
     model: ModelSlot = field(default_factory=ModelSlot)
     gpus: tuple[GpuInfo, ...] = ()
     samples: dict[str, GpuSample] = field(default_factory=dict)
@@ -207,21 +207,15 @@ class InstanceRuntime:
 
     def _decision(self, now_s: float) -> Decision:
         snapshot, shape, compiled = self.observation.snapshot, self.shape(), self.model.compiled
-        traffic = self.observation.traffic(self.slo)
-        if snapshot is None or shape is None or compiled is None or traffic is None:
+        live = self.observation.tap.live()
+        seen = self.observation.traffic_now(self.slo, live, now_s)
+        if snapshot is None or shape is None or compiled is None or seen is None:
             return self._default(now_s, "watching traffic: a second page is needed")
         if snapshot.asleep:
             return self._default(now_s, "the engine sleeps")
-        state = EngineState(
-            observed_s=snapshot.observed_s,
-            running=snapshot.running,
-            waiting=snapshot.waiting,
-            kv_used_tokens=self.observation.kv_used_tokens,
-            waiting_for_capacity=snapshot.waiting_for_capacity if self.observation.kv_is_full else 0,
-        )
-        seen = aged(traffic, now_s - snapshot.observed_s)
+        state = self.observation.state(snapshot, live)
         bounds = self.observation.bounds(compiled)
-        inputs = (snapshot, seen, compiled, self.slo, bounds, self.applied)
+        inputs = (snapshot, live, seen, compiled, self.slo, bounds, self.applied)
         decision = self._standing_decision(inputs, now_s)
         if decision is None:
             started = perf_counter()

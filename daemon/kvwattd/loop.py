@@ -30,8 +30,11 @@ from kvwattd.models import Models
 from kvwattd.observation import Observation
 from kvwattd.regime import Regime
 from kvwattd.sdnotify import notify
+from kvwattd.tap_routing import addressee
 from kvwattd.telemetry.gpu import GpuInfo, GpuReader, GpuUnavailable
 from kvwattd.telemetry.poller import Poller, TelemetryError
+from kvwattd.telemetry.tap import TapReceiver
+from kvwattd.vllm_plugin.wire import Record
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ GPU_PERIOD_S = 0.5
 GPU_RETRY_S = 2.0
 GPU_DEADLINE_S = 1.0
 WATCHDOG_PERIOD_S = 1.0
+TAP_RETRY_S = 10.0
 
 
 class Daemon:
@@ -60,6 +64,7 @@ class Daemon:
         self.samples = SampleLog(config.daemon.state_dir / "samples")
         selectors = [gpu for c in config.instances for gpu in c.gpus]
         self._reader = GpuReader(selectors, GPU_DEADLINE_S)
+        self.tap = TapReceiver(config.tap.socket, self._on_record) if config.tap.socket else None
 
     def _runtime(self, c: InstanceConfig) -> InstanceRuntime:
         policy = self.config.policy
@@ -74,7 +79,8 @@ class Daemon:
         )
         slo = self.config.slo_for(c.name)
         observation = Observation(c.poll_s, c.stale_after_s, c.max_num_batched_tokens)
-        return InstanceRuntime(c, slo, params, observation, self.durations)
+        tapped = self.config.tap.socket is not None
+        return InstanceRuntime(c, slo, params, observation, self.durations, tapped)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set; on the way out the guard is told to restore every clock."""
@@ -85,6 +91,8 @@ class Daemon:
             self._ticks(),
             self._watchdog(),
         ]
+        if self.tap is not None:
+            jobs.append(self._tap(self.tap))
         jobs += [self._polls(run) for run in self.runs.values()]
         if self._guard_child is not None:
             jobs.append(self._guard_child.run())
@@ -96,6 +104,8 @@ class Daemon:
                     task.cancel()
         finally:
             self._reader.close()
+            if self.tap is not None:
+                self.tap.close()
 
     def set_mode(self, mode: Mode) -> None:
         """Change the mode; leaving `active` drops the guard connection, which restores the clocks."""
@@ -175,6 +185,15 @@ class Daemon:
         if run.regime is Regime.LEARNING:
             self.samples.observe(run.name, run.observation.interval, run.samples, run.config.tp)
             await self.samples.flush()
+
+    async def _tap(self, receiver: TapReceiver) -> None:
+        """Open the tap's socket; where that fails the poll goes on without it, and it is tried again."""
+        while (reason := await receiver.try_start()) is not None:
+            log.warning("tap: %s; going by polled metrics alone", reason)
+            await asyncio.sleep(TAP_RETRY_S)
+
+    def _on_record(self, record: Record) -> None:
+        addressee(record, self.runs.values()).observation.tap.on_record(record, self.now())
 
     async def _gpus(self) -> None:
         infos: tuple[GpuInfo, ...] = ()

@@ -1,4 +1,4 @@
-"""What is known of one engine from its metrics pages: the newest page, its traffic, its model's error.
+"""What is known of one engine: its newest metrics page and state, its traffic, its model's error.
 
 Every page was validated by the parser; here it is compared with the one before (resets, changed
 models, age) and folded into what is learned. Idle stretches teach nothing about step times.
@@ -9,20 +9,26 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
 
 from kvwatt.calibration import OnlineCalibration
 from kvwatt.compiled import CompiledModel
 from kvwatt.lengths import LengthModel
 from kvwatt.operating import Factors
 from kvwatt.policy import Bounds
-from kvwatt.residual import expected_itl_s
-from kvwatt.state import EngineSnapshot, GpuSample, Histogram, Slo
-from kvwatt.traffic import Interval, Traffic, TrafficEstimator, kv_used_tokens
+from kvwatt.residual import expected_itl_s, expected_steps_s
+from kvwatt.state import EngineSnapshot, EngineState, GpuSample, Histogram, Slo
+from kvwatt.traffic import Interval, Traffic, TrafficEstimator, aged, kv_capacity_tokens
 from kvwattd.progress import Progress
+from kvwattd.tap_stream import TapState, TapStep, TapStream, length_histograms
 from kvwattd.telemetry.vllm_metrics import counters_reset
 
 log = logging.getLogger(__name__)
+
+Source = Literal["tap", "poll"]
 
 # A scrape that times out may only mean a busy server: the last page stands until it is stale.
 # Every other failure says that the page or the server cannot be trusted, at once.
@@ -83,6 +89,8 @@ class Observation:
         self.estimator = new_estimator()
         self.calibration = OnlineCalibration()
         self.progress = Progress(stale_after_s)
+        self.tap = TapStream(stale_after_s)
+        self._steps: list[TapStep] = []  # of the newest interval, where the tap is relied on
         self.snapshot: EngineSnapshot | None = None
         self.first: EngineSnapshot | None = None
         self.interval: Interval | None = None
@@ -105,10 +113,20 @@ class Observation:
             self.estimator.restart()
             self.calibration, self._bounds = OnlineCalibration(), None
             self.first = None
-        self.interval = self.estimator.update(snapshot)
+            self.tap.restart()
+        self.tap.on_page(snapshot)
+        steps, finished = self.tap.take_steps(), self.tap.take_finished()
+        trusted = self.tap.fault() is None
+        self._steps = steps if trusted else []
+        self.interval = self.estimator.update(snapshot, length_histograms(finished) if trusted else None)
         self.snapshot = snapshot
         self.progress.on_page(snapshot)
         self.first = self.first or snapshot
+
+    def on_model(self) -> None:
+        """Another model serves: what was learned of the old one's error does not hold for it."""
+        self.calibration, self._bounds, self._span = OnlineCalibration(), None, Span()
+        self.predicted_itl_s = self.measured_itl_s = None
 
     def _is_another_run(self, snapshot: EngineSnapshot) -> bool:
         old = self.snapshot
@@ -144,16 +162,29 @@ class Observation:
         if step is None or snapshot is None or not samples or not clock_steady:
             return
         clock_mhz = min(sample.clock_mhz for sample in samples.values())
-        expected = expected_itl_s(compiled, step, clock_mhz, self._chunk_tokens())
-        if expected is None:
-            return
-        self._span.add(expected * step.itl_count, step.itl_sum_s, step.itl_count, step.dt_s)
+        if self._steps:
+            self._add_steps(compiled, snapshot, clock_mhz, step.dt_s)
+        else:
+            expected = expected_itl_s(compiled, step, clock_mhz, self.chunk_tokens())
+            if expected is None:
+                return
+            self._span.add(expected * step.itl_count, step.itl_sum_s, step.itl_count, step.dt_s)
         if self._span.duration_s >= CALIBRATION_SPAN_S:
             span, self._span = self._span, Span()
             self.predicted_itl_s, self.measured_itl_s = span.expected_s, span.measured_s
             self.calibration.update(span.expected_s, span.measured_s, snapshot.observed_s)
 
-    def _chunk_tokens(self) -> float:
+    def _add_steps(self, compiled: CompiledModel, page: EngineSnapshot, clock_mhz: int, dt_s: float) -> None:
+        """Every step on its own, with the load it really had."""
+        table = np.array([(s.step_s, s.decodes, s.prompt_tokens, s.kv_usage) for s in self._steps]).T
+        measured_s, decodes, prompts, usage = table
+        kv = usage * kv_capacity_tokens(page)
+        chunk = self._max_num_batched_tokens
+        expected_s = expected_steps_s(compiled, decodes, kv, prompts, clock_mhz, chunk)
+        self._span.add(float(expected_s @ decodes), float(measured_s @ decodes), float(decodes.sum()), dt_s)
+
+    def chunk_tokens(self) -> float:
+        """How many tokens of a prompt are taken to be computed in one step."""
         mean = self.estimator.prompts.mean_tokens
         return min(max(mean, MIN_CHUNK_TOKENS), self._max_num_batched_tokens)
 
@@ -176,13 +207,32 @@ class Observation:
         return self._traffic[1]
 
     @property
-    def kv_used_tokens(self) -> float:
-        return kv_used_tokens(self.snapshot) if self.snapshot is not None else 0.0
+    def source(self) -> Source:
+        """Where step times, finished lengths and the newest state come from."""
+        return "tap" if self.tap.fault() is None else "poll"
 
-    @property
-    def kv_is_full(self) -> bool:
-        """Waiting 'for capacity' also means a full batch; only a full cache asks for the fastest drain."""
-        return self.snapshot is not None and self.snapshot.kv_usage >= KV_FULL
+    def state(self, page: EngineSnapshot, live: TapState | None) -> EngineState:
+        """The engine as of its newest step that the tap told of, else as of the page."""
+        usage = page.kv_usage if live is None else live.kv_usage
+        return EngineState(
+            observed_s=page.observed_s if live is None else live.observed_s,
+            running=page.running if live is None else live.running,
+            waiting=page.waiting if live is None else live.waiting,
+            kv_used_tokens=usage * kv_capacity_tokens(page),
+            # Waiting 'for capacity' also means a full batch; only a full cache asks for the fastest drain.
+            waiting_for_capacity=page.waiting_for_capacity if usage >= KV_FULL else 0,
+        )
+
+    def traffic_now(self, slo: Slo, live: TapState | None, now_s: float) -> Traffic | None:
+        """The page's estimates aged to now; whom the tap saw waiting since has waited since the page."""
+        traffic, page = self.traffic(slo), self.snapshot
+        if traffic is None or page is None:
+            return None
+        age_s = now_s - page.observed_s
+        seen = aged(traffic, age_s)
+        if live is None or live.waiting <= seen.unstarted:
+            return seen
+        return replace(seen, unstarted=float(live.waiting), oldest_wait_s=max(seen.oldest_wait_s, age_s))
 
     def age_s(self, now_s: float) -> float | None:
         return now_s - self.snapshot.observed_s if self.snapshot is not None else None

@@ -19,6 +19,7 @@ from kvwattd.api.schemas import (
     SavingsView,
     SloView,
     StepView,
+    TapView,
     TelemetryView,
 )
 from kvwattd.config import Mode
@@ -145,12 +146,25 @@ def _since(after: Histogram, before: Histogram) -> Histogram:
 def telemetry_view(run: InstanceRuntime, now_s: float) -> TelemetryView:
     seen = run.observation
     return TelemetryView(
+        source=seen.source,
+        tap=tap_view(seen, now_s) if run.tapped else None,
         age_s=seen.age_s(now_s),
         fresh=seen.snapshot is not None and seen.fault(now_s) is None,
         layout=seen.layout,
         polls_total=seen.polls,
         errors_total=dict(seen.errors),
         last_error=seen.last_error,
+    )
+
+
+def tap_view(seen: Observation, now_s: float) -> TapView:
+    tap = seen.tap
+    return TapView(
+        age_s=now_s - tap.last_s if tap.last_s is not None else None,
+        records_total=tap.records,
+        lost_total=tap.lost,
+        step_s=tap.step_s,
+        unused=tap.fault(),
     )
 
 

@@ -144,7 +144,12 @@ def interval(old: EngineSnapshot, new: EngineSnapshot) -> Interval:
 
 def kv_used_tokens(snapshot: EngineSnapshot) -> float:
     """Tokens held in the KV cache (whole blocks)."""
-    return snapshot.kv_usage * max(snapshot.num_blocks - 1, 1) * snapshot.block_size
+    return snapshot.kv_usage * kv_capacity_tokens(snapshot)
+
+
+def kv_capacity_tokens(snapshot: EngineSnapshot) -> int:
+    """Tokens that the KV cache holds (vLLM keeps one block back)."""
+    return max(snapshot.num_blocks - 1, 1) * snapshot.block_size
 
 
 class TrafficEstimator:

@@ -24,6 +24,7 @@ UNITLESS = (
     "kvwatt_requests_waiting",
     "kvwatt_projected_requests",
     "kvwatt_telemetry_fresh",
+    "kvwatt_telemetry_source",
     "kvwatt_override_active",
     "kvwatt_gpu_clock_held",
     "kvwatt_gpu_clock_event",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ IO_MODULES = {"os", "socket", "subprocess", "asyncio", "httpx", "pathlib", "time
 
 
 def modules(package: str) -> list[Path]:
-    return sorted((ROOT / PACKAGES[package] / package).rglob("*.py"))
+    return sorted((ROOT / PACKAGES[package.split("/")[0]] / package).rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:
@@ -48,6 +49,18 @@ def test_the_library_does_no_input_or_output() -> None:
 
 
 def test_the_daemon_never_imports_vllm() -> None:
-    """vLLM is controlled from outside."""
-    for path in modules("kvwattd") + modules("kvwatt"):
-        assert "vllm" not in imported(path), path
+    """vLLM is controlled from outside; only the class that vLLM itself loads knows it."""
+    tap = ROOT / "daemon" / "kvwattd" / "vllm_plugin" / "tap.py"
+    importing = [path for path in modules("kvwattd") + modules("kvwatt") if "vllm" in imported(path)]
+    assert importing == [tap]
+
+
+def test_the_plugin_inside_vllm_needs_only_what_vllm_brings() -> None:
+    """The tap imports the standard library, msgspec and itself: it can be installed without dependencies."""
+    allowed = {*sys.stdlib_module_names, "msgspec", "kvwattd", "vllm"}
+    files = modules("kvwattd/vllm_plugin")
+    assert len(files) > 3
+    for path in files:
+        assert imported(path) <= allowed, path
+        text = path.read_text(encoding="utf-8")
+        assert text.count("kvwattd.") == text.count("kvwattd.vllm_plugin"), path

@@ -96,6 +96,13 @@ STATUS_SERIES: tuple[Series[StatusView], ...] = (
     _one("kvwatt_uptime_seconds", "Time since the daemon started, in seconds.", lambda v: v.uptime_s),
     _states("kvwatt_mode", "1 for the mode the daemon is in, else 0.", "mode", Mode, lambda v: v.mode),
     _count("kvwatt_ticks", "Ticks of the decision loop.", lambda v: v.ticks_total),
+    Series(
+        "kvwatt_tap_refused",
+        "Tap datagrams that were no use, by cause.",
+        lambda v: [((cause,), n) for cause, n in v.tap_refused_total.items()],
+        ("cause",),
+        counter=True,
+    ),
     _count("kvwatt_ticks_skipped", "Late ticks, skipped and not queued.", lambda v: v.ticks_skipped_total),
     _states(
         "kvwatt_guard_state",
@@ -192,6 +199,23 @@ INSTANCE_SERIES: tuple[Series[InstanceView], ...] = (
         "kvwatt_telemetry_fresh",
         "1 when telemetry is fresh enough to act on, else 0.",
         lambda v: v.telemetry.fresh,
+    ),
+    _states(
+        "kvwatt_telemetry_source",
+        "1 for where step times, lengths and the newest state come from, else 0.",
+        "source",
+        ("tap", "poll"),
+        lambda v: v.telemetry.source,
+    ),
+    _count(
+        "kvwatt_tap_records",
+        "Engine steps that the plugin inside vLLM told of.",
+        lambda v: v.telemetry.tap.records_total if v.telemetry.tap else None,
+    ),
+    _count(
+        "kvwatt_tap_lost_records",
+        "Engine steps that it told of in vain.",
+        lambda v: v.telemetry.tap.lost_total if v.telemetry.tap else None,
     ),
     _count("kvwatt_telemetry_polls", "Scrapes of the server tried.", lambda v: v.telemetry.polls_total),
     Series(

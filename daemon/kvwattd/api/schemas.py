@@ -95,7 +95,21 @@ class StepView(View):
     drifted: bool = False
 
 
+class TapView(View):
+    """The plugin inside vLLM: what it sent, and why it is not relied on, if so."""
+
+    age_s: float | None = Field(None, description="age of the newest record")
+    records_total: int = 0
+    lost_total: int = Field(0, description="records that the sender numbered and that never came")
+    step_s: float | None = Field(None, description="time of the newest step that gave tokens")
+    unused: str | None = Field(None, description="why the poll is used instead; null while the tap is used")
+
+
 class TelemetryView(View):
+    source: Literal["tap", "poll"] = Field(
+        "poll", description="where step times, finished lengths and the newest state come from"
+    )
+    tap: TapView | None = Field(None, description="null where no tap is configured")
     age_s: float | None = Field(None, description="age of the newest accepted scrape")
     fresh: bool = False
     layout: str | None = None
@@ -276,6 +290,9 @@ class StatusView(View):
     ticks_total: int = 0
     ticks_skipped_total: int = Field(0, description="late ticks, skipped and not queued")
     decision_duration: DurationView = DurationView()
+    tap_refused_total: dict[str, int] = Field(
+        default_factory=dict, description="tap datagrams that were no use, by cause"
+    )
     guard: GuardView = GuardView()
     instances: list[InstanceView] = Field(default_factory=list)
 

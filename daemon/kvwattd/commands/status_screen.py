@@ -48,10 +48,17 @@ def facts(view: InstanceView) -> Table:
     return table
 
 
+def _source(view: InstanceView) -> str:
+    tap = view.telemetry.tap
+    if tap is None or tap.unused is None:
+        return view.telemetry.source
+    return f"{view.telemetry.source} (tap: {tap.unused})"
+
+
 def _rows(view: InstanceView) -> list[tuple[str, str]]:
     rows = [("clock", _clock(view)), ("power", _power(view)), ("load", _load(view)), ("step", _step(view))]
     rows += [(f"SLO {metric}", text) for metric, text in _promises(view)]
-    rows.append(("telemetry", f"{number(view.telemetry.age_s, 1, ' s', 1)} old"))
+    rows.append(("telemetry", f"{number(view.telemetry.age_s, 1, ' s', 1)} old, {_source(view)}"))
     if not view.telemetry.fresh and view.telemetry.last_error:
         rows.append(("", view.telemetry.last_error))
     rows.append(("model", f"{view.model.state} {view.model.hardware or view.model.reason}".strip()))

@@ -1,0 +1,184 @@
+"""What the tap tells of one instance, and whether it may be relied on.
+
+The metrics page stays the judge: over the last seconds the tap must have told of as many generated tokens
+as the page counted. A tap that lost records, sees only a part of the engine or belongs to another one does
+not pass, and the daemon goes by the page. Pure: times are passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kvwatt.state import EngineSnapshot, Histogram
+from kvwattd.vllm_plugin.wire import Finished, Record
+
+COMPARED_OVER_S = 5.0
+MIN_TOKENS = 100.0  # fewer say more about when the page was taken than about the tap
+TOLERANCE = 0.2
+SENDERS_FORGOTTEN_S = 60.0
+STEPS_KEPT = 8192
+FINISHED_KEPT = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class TapState:
+    """The engine right after a step."""
+
+    observed_s: float
+    running: int
+    waiting: int
+    kv_usage: float
+
+
+@dataclass(frozen=True, slots=True)
+class TapStep:
+    """One step that gave tokens to `decodes` requests, and how long it took."""
+
+    step_s: float
+    decodes: int
+    prompt_tokens: int  # booked when a prompt is done, unless the server tells them step by step
+    kv_usage: float
+
+
+@dataclass(slots=True)
+class _Sender:
+    sequence: int
+    tokens_total: int
+    finished_total: int
+    seen_s: float
+
+
+class TapStream:
+    """Feed `on_record` and `on_page`; read `fault`, `live`, `take_steps` and `take_finished`."""
+
+    def __init__(self, stale_after_s: float) -> None:
+        self._stale_after_s = stale_after_s
+        self._senders: dict[int, _Sender] = {}
+        self._servers = 1
+        self._told = self._counted = 0.0  # generated tokens: by the tap, by the page
+        self._tokens = 0.0  # told since the newest page
+        self._compared_pages = -1  # -1: the interval running now began before the tap
+        self._page: EngineSnapshot | None = None
+        self._steps: deque[TapStep] = deque(maxlen=STEPS_KEPT)
+        self._finished: deque[Finished] = deque(maxlen=FINISHED_KEPT)
+        self.state: TapState | None = None
+        self.last_s: float | None = None
+        self.step_s: float | None = None
+        self.records = 0
+        self.lost = 0
+
+    def on_record(self, record: Record, received_s: float) -> None:
+        """A record for this instance."""
+        self._tokens += self._progress(record, received_s)
+        self.records += 1
+        self._servers = record.servers
+        # The sender's clock is the receiver's own on one host; a time to come means that it is not.
+        sent_s = record.sent_s if received_s - SENDERS_FORGOTTEN_S < record.sent_s else received_s
+        self.last_s = max(self.last_s or 0.0, min(sent_s, received_s))
+        if record.running is not None and record.waiting is not None and record.kv_usage is not None:
+            self.state = TapState(self.last_s, record.running, record.waiting, record.kv_usage)
+        if record.step_s and record.decodes:
+            self._on_step(record, record.step_s)
+        self._finished.extend(record.finished)
+
+    def _on_step(self, record: Record, step_s: float) -> None:
+        self.step_s = step_s
+        usage = record.kv_usage if record.kv_usage is not None else self.state and self.state.kv_usage
+        chunk = record.prompt_tokens if record.chunk_tokens is None else record.chunk_tokens
+        self._steps.append(TapStep(step_s, record.decodes, chunk, usage or 0.0))
+
+    def _progress(self, record: Record, received_s: float) -> int:
+        """Tokens generated since the sender's record before, those of lost records included."""
+        known = self._senders.get(record.sender)
+        self._senders[record.sender] = _Sender(
+            record.sequence, record.generation_tokens_total, record.finished_total, received_s
+        )
+        if known is None or record.sequence <= known.sequence:
+            self._senders = {
+                pid: s for pid, s in self._senders.items() if received_s - s.seen_s < SENDERS_FORGOTTEN_S
+            }
+            return record.generation_tokens
+        self.lost += record.sequence - known.sequence - 1
+        return max(record.generation_tokens_total - known.tokens_total, 0)
+
+    def on_page(self, page: EngineSnapshot) -> None:
+        """The newest metrics page: compare what was told since the one before."""
+        old, self._page = self._page, page
+        tokens, self._tokens = self._tokens, 0.0
+        if old is None or self.last_s is None or page.observed_s <= old.observed_s:
+            return
+        if self._compared_pages >= 0:
+            keep = math.exp(-(page.observed_s - old.observed_s) / COMPARED_OVER_S)
+            counted = max(page.generation_tokens_total - old.generation_tokens_total, 0.0)
+            self._told = self._told * keep + tokens
+            self._counted = self._counted * keep + counted
+        self._compared_pages += 1
+
+    def restart(self) -> None:
+        """Another engine run: what was compared so far says nothing any more."""
+        self._compared_pages, self._told, self._counted, self._page = -1, 0.0, 0.0, None
+        self._steps.clear()
+        self._finished.clear()
+        self.state = None
+
+    def fault(self) -> str | None:
+        """Why the tap is not relied on, None while it is."""
+        if self.last_s is None:
+            return "no record has come"
+        if self._servers > 1:
+            return f"{self._servers} API servers: each sees a part of every step"
+        if self._compared_pages < 1:
+            return "being compared with the metrics page"
+        told, counted = self._told, self._counted
+        if max(told, counted) >= MIN_TOKENS and abs(told - counted) > TOLERANCE * max(told, counted):
+            return f"disagrees with the metrics page: {told:.0f} tokens told, {counted:.0f} counted"
+        page = self._page
+        if page is not None and page.running > 0 and page.observed_s - self.last_s > self._stale_after_s:
+            return f"no record for {page.observed_s - self.last_s:.1f} s while requests run"
+        return None
+
+    def live(self) -> TapState | None:
+        """The engine's state where the tap knows it later than the page does."""
+        state, page = self.state, self._page
+        if state is None or page is None or state.observed_s <= page.observed_s or self.fault() is not None:
+            return None
+        return state
+
+    def take_steps(self) -> list[TapStep]:
+        """The steps since the last call."""
+        steps = list(self._steps)
+        self._steps.clear()
+        return steps
+
+    def take_finished(self) -> list[Finished]:
+        """The requests that finished since the last call."""
+        finished = list(self._finished)
+        self._finished.clear()
+        return finished
+
+
+def length_histograms(finished: Sequence[Finished]) -> tuple[Histogram, Histogram]:
+    """Prompt and output lengths, each exactly where it lies."""
+    return (
+        exact_histogram(item.prompt_tokens for item in finished),
+        exact_histogram(item.output_tokens for item in finished),
+    )
+
+
+def exact_histogram(lengths: Iterable[int]) -> Histogram:
+    """A histogram with a bucket of one token around every length that occurs."""
+    bounds: list[float] = []
+    cumulative: list[float] = []
+    counts = Counter(lengths)
+    below = 0.0
+    for length in sorted(counts):
+        if length > 0 and (not bounds or bounds[-1] < length - 1):
+            bounds.append(length - 1.0)
+            cumulative.append(below)
+        below += counts[length]
+        bounds.append(float(length))
+        cumulative.append(below)
+    return Histogram((*bounds, math.inf), (*cumulative, below), float(sum(counts.elements())), below)

@@ -1,0 +1,61 @@
+"""The tap's record: one msgpack array per engine step, in one unix datagram of at most MAX_BYTES.
+
+Both ends use these types. An array may grow at its end: an older receiver ignores what it does not know, an
+older sender's record takes the defaults. Any other change needs a new VERSION, and a receiver refuses
+versions that it does not know.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+VERSION = 1
+MAX_BYTES = 60_000
+MAX_FINISHED = 256  # in one record; more are sent with the next ones
+MAX_FIRST_TOKENS = 512
+MAX_NAME = 200  # characters
+DEFAULT_SOCKET = "/run/kvwatt-tap/tap.sock"
+SOCKET_ENV = "KVWATT_TAP_SOCKET"  # empty: no tap
+INSTANCE_ENV = "KVWATT_TAP_INSTANCE"
+
+
+class Finished(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One finished request. None: the server's version does not tell."""
+
+    reason: int  # vLLM's FinishReason: 0 stop, 1 length, 2 abort, 3 error, 4 repetition
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int | None = None
+    cached_tokens: int | None = None
+    e2e_s: float = 0.0
+    queued_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One engine step as the API server saw it."""
+
+    version: int
+    sequence: int  # of this sender; a gap is a record that was lost
+    sent_s: float  # the sender's monotonic clock, the same as the receiver's on one host
+    sender: int  # process id
+    servers: int  # API server processes: with more than one, each sees a part of every step
+    instance: str  # $KVWATT_TAP_INSTANCE, or empty
+    model: str  # served model name
+    engine: int  # data-parallel rank
+    running: int | None
+    waiting: int | None
+    kv_usage: float | None  # 0..1
+    step_s: float | None  # smallest inter-token latency: from the step before to this one
+    decodes: int  # requests that got a token after their first
+    itl_sum_s: float
+    generation_tokens: int
+    prompt_tokens: int  # computed, cache hits taken off; booked when the prompt is done
+    chunk_tokens: int | None  # prompt tokens of this very step, where the server logs iteration details
+    preempted: int
+    generation_tokens_total: int  # since the sender started
+    finished_total: int
+    dropped_total: int  # records that nobody took
+    first_tokens_s: list[float] = []
+    finished: list[Finished] = []
