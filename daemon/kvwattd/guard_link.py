@@ -19,6 +19,7 @@ from kvwattd.guard.protocol import Code, GuardError, GuardHello
 log = logging.getLogger(__name__)
 
 RECONNECT_S = 0.5
+START_GRACE_S = 5.0  # a guard that is just being started cannot answer yet
 # After these the connection says nothing about the future: drop it, and the guard resets everything.
 CONNECTION_LOST = frozenset({Code.UNREACHABLE, Code.TIMEOUT, Code.LEASE_EXPIRED, Code.BUSY, Code.STOPPING})
 
@@ -54,20 +55,29 @@ class GuardLink:
         self._applied: dict[str, Wish] = {}
         self._changed = asyncio.Event()
         self._needed = False
+        self._patient_until_s = 0.0
         self.hello: GuardHello | None = None
         self.errors = 0
         self.last_error: str | None = "not connected yet"
         self.renewed_s: float | None = None
 
     @property
+    def ready(self) -> bool:
+        """Whether clocks can be written now."""
+        return self._client is not None
+
+    @property
     def fault(self) -> str | None:
-        """Why the guard cannot be used; None while connected."""
-        return None if self._client is not None else f"guard: {self.last_error}"
+        """Why the guard cannot be used; None while connected, and while it is given time to start."""
+        if self.ready or self._now() < self._patient_until_s:
+            return None
+        return f"guard: {self.last_error}"
 
     def need(self, needed: bool) -> None:
         """Whether clocks may be written at all; without need the link is closed and everything reset."""
         if needed != self._needed:
             self._needed = needed
+            self._patient_until_s = self._now() + START_GRACE_S
             self._changed.set()
 
     def wish(self, name: str, wish: Wish, outcome: Outcome) -> None:
@@ -120,6 +130,7 @@ class GuardLink:
             await client.close()
             raise
         self._client, self.last_error = client, None
+        self._patient_until_s = 0.0  # from now on a lost guard is a fault at once
         self.renewed_s = self._now()
         log.info("guard: connected, lease %.1f s, GPUs %s", self.hello.lease_s, ", ".join(self.hello.gpus))
 
@@ -157,9 +168,10 @@ class GuardLink:
         self.renewed_s = self._now()
 
     def _count(self, error: GuardError) -> None:
-        self.errors += 1
-        if self.last_error != str(error):
-            log.warning("guard: %s", error)
+        if self._now() >= self._patient_until_s:
+            self.errors += 1
+            if self.last_error != str(error):
+                log.warning("guard: %s", error)
         self.last_error = str(error)
 
     async def _lost(self, error: GuardError) -> None:

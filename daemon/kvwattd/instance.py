@@ -24,7 +24,8 @@ from kvwattd.telemetry.gpu import GpuInfo
 log = logging.getLogger(__name__)
 
 RECOVER_S = 1.0  # how long everything must be trusted before control resumes
-ACTUATION_RETRY_S = 5.0  # a GPU that refused a clock is left at default this long
+# A GPU that refused a clock is left at default this long, twice as long after every further refusal.
+ACTUATION_RETRY_S, ACTUATION_RETRY_MAX_S = 5.0, 60.0
 GPU_STALE_S = 2.0
 DECISIONS_KEPT = 512
 
@@ -68,7 +69,7 @@ class InstanceRuntime:
     model: ModelSlot = field(default_factory=ModelSlot)
     gpus: tuple[GpuInfo, ...] = ()
     samples: dict[str, GpuSample] = field(default_factory=dict)
-    gpu_fault: str | None = "GPUs not read yet"
+    gpu_fault: str | None = None
     override: Override | None = None
     standing: Standing = field(default_factory=lambda: Standing(Regime.STARTING, 0.0, "starting"))
     applied: Applied = field(default_factory=lambda: Applied(None, 0.0))
@@ -77,7 +78,8 @@ class InstanceRuntime:
     decisions: deque[Recorded] = field(default_factory=lambda: deque(maxlen=DECISIONS_KEPT))
     bindings: Counter[Binding] = field(default_factory=Counter)
     savings: Savings = field(default_factory=Savings)
-    _actuation_fault: tuple[str, float] | None = None
+    _actuation_fault: tuple[str, float] | None = None  # with the moment of the next try
+    _refusals: int = 0
     _trusted_since_s: float = 0.0
     _decided: tuple[tuple[object, ...], Decision] | None = None
 
@@ -127,18 +129,22 @@ class InstanceRuntime:
         if clock_mhz != self.confirmed_mhz:
             self.clock_changes += 1
         self.confirmed_mhz = clock_mhz
+        if clock_mhz is not None:
+            self._refusals = 0
 
     def on_actuation_error(self, reason: str, now_s: float) -> None:
-        self._actuation_fault = (reason, now_s)
+        retry_s = min(ACTUATION_RETRY_S * 2.0**self._refusals, ACTUATION_RETRY_MAX_S)
+        self._refusals += 1
+        self._actuation_fault = (reason, now_s + retry_s)
         self.confirmed_mhz = None
 
-    def tick(self, now_s: float, mode: Mode, guard_fault: str | None) -> int | None:
+    def tick(self, now_s: float, mode: Mode, guard_fault: str | None, guard_ready: bool = True) -> int | None:
         """Advance the regime, decide where it decides, and return the clock to hold (None: default)."""
         self._expire(now_s)
         fault = self._fault(now_s, mode, guard_fault)
         if fault is not None:
             self._trusted_since_s = now_s
-        self._advance(now_s, mode, fault)
+        self._advance(now_s, mode, fault, guard_ready)
         target: int | None = None
         if self.regime is Regime.OVERRIDE and self.override is not None:
             target = self.override.clock_mhz
@@ -152,7 +158,7 @@ class InstanceRuntime:
         if self.override is not None and now_s >= self.override.until_s:
             log.info("instance %s: override ended", self.name)
             self.override = None
-        if self._actuation_fault is not None and now_s - self._actuation_fault[1] >= ACTUATION_RETRY_S:
+        if self._actuation_fault is not None and now_s >= self._actuation_fault[1]:
             self._actuation_fault = None
 
     def _fault(self, now_s: float, mode: Mode, guard_fault: str | None) -> str | None:
@@ -169,10 +175,18 @@ class InstanceRuntime:
             return guard_fault
         return self._actuation_fault[0] if self._actuation_fault is not None else None
 
-    def _advance(self, now_s: float, mode: Mode, fault: str | None) -> None:
+    def _pending(self, mode: Mode, guard_ready: bool) -> str | None:
+        """What must be there before anything can be decided and has not come yet."""
+        if self.observation.snapshot is None:
+            return "a first metrics page"
+        if not self.samples:
+            return "a first reading of the GPUs"
+        return "the guard" if mode is Mode.ACTIVE and not guard_ready else None
+
+    def _advance(self, now_s: float, mode: Mode, fault: str | None, guard_ready: bool) -> None:
         facts = Facts(
             mode=mode,
-            observed=self.observation.snapshot is not None and bool(self.samples),
+            pending=self._pending(mode, guard_ready),
             fault=fault,
             overridden=self.override is not None and mode is Mode.ACTIVE,
             model_missing=self.model.missing if self.model.compiled is None else None,

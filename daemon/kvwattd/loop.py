@@ -146,7 +146,7 @@ class Daemon:
     def _tick(self, now_s: float) -> None:
         self.link.need(self.mode is Mode.ACTIVE)
         for run in self.runs.values():
-            target = run.tick(now_s, self.mode, self.link.fault)
+            target = run.tick(now_s, self.mode, self.link.fault, self.link.ready)
             if run.gpus:
                 uuids = tuple(info.uuid for info in run.gpus)
                 self.link.wish(run.name, Wish(uuids, self._floor(run), target), run)

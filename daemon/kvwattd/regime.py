@@ -50,14 +50,14 @@ _FROM_ANYWHERE = {
     Event.SHADOWED: Regime.SHADOW,
     Event.CLEAR: Regime.ACTIVE,
 }
-# An instance that was never seen is still starting; one that was seen and is gone has failed.
-_BEFORE_FIRST_SIGHT = {**_FROM_ANYWHERE, Event.NOT_YET_OBSERVED: Regime.STARTING}
+# What holds no clock may still be getting ready; what held one and lost sight of its engine has failed.
+_GETTING_READY = {**_FROM_ANYWHERE, Event.NOT_YET_OBSERVED: Regime.STARTING}
 
 TABLE: dict[Regime, dict[Event, Regime]] = {
-    Regime.STARTING: _BEFORE_FIRST_SIGHT,
-    Regime.OFF: _BEFORE_FIRST_SIGHT,
-    Regime.LEARNING: _FROM_ANYWHERE,
-    Regime.SHADOW: _FROM_ANYWHERE,
+    Regime.STARTING: _GETTING_READY,
+    Regime.OFF: _GETTING_READY,
+    Regime.LEARNING: _GETTING_READY,
+    Regime.SHADOW: _GETTING_READY,
     Regime.ACTIVE: _FROM_ANYWHERE,
     Regime.FAILSAFE: _FROM_ANYWHERE,
     Regime.OVERRIDE: _FROM_ANYWHERE,
@@ -66,10 +66,13 @@ TABLE: dict[Regime, dict[Event, Regime]] = {
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What one tick knows. `fault`: why input or actuation cannot be trusted, None if it can."""
+    """What one tick knows.
+
+    `fault`: why input or actuation cannot be trusted; `pending`: what has not been there yet.
+    """
 
     mode: Mode
-    observed: bool
+    pending: str | None
     fault: str | None
     overridden: bool
     model_missing: str | None
@@ -90,8 +93,8 @@ def classify(facts: Facts) -> tuple[Event, str]:
         return Event.SWITCHED_OFF, "switched off by the operator"
     if facts.fault is not None:
         return Event.UNTRUSTED, facts.fault
-    if not facts.observed:
-        return Event.NOT_YET_OBSERVED, "no metrics page accepted yet"
+    if facts.pending is not None:
+        return Event.NOT_YET_OBSERVED, f"waiting for {facts.pending}"
     if facts.overridden:
         return Event.OVERRIDDEN, "clock set by the operator"
     if facts.model_missing is not None:

@@ -102,6 +102,15 @@ def _busy(card: Card, clock_mhz: int, load: Load, time_factor: float, power_fact
     )
 
 
+def measured_row(
+    card: Card, clock_mhz: int, load: Load, time_factor: float, power_factor: float
+) -> ProfileRow:
+    """One row of any kind, times the noise given."""
+    if load[0] == "idle":
+        return _idle(card, clock_mhz, power_factor)
+    return _busy(card, clock_mhz, load, time_factor, power_factor)
+
+
 def _idle(card: Card, clock_mhz: int, factor: float) -> ProfileRow:
     """A locked clock and a loaded model that does nothing."""
     watts = card.tp * power_w(card, clock_mhz, 0.0, 0.0)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CONTEXTS = (128, 512, 2048, 8192)
 PROMPTS = (64, 128, 256, 512, 1024, 2048, 4096)
+MIXED_BATCHES = (8, 32, 128)
+MIXED_CONTEXTS = (128, 1024)
+MIXED_PROMPTS = (128, 512, 1024, 2048, 4096)
 HEADROOM = 0.9  # of the KV cache: beyond it the scheduler preempts
 GROWTH_TOKENS = 256  # room for what a sequence produces while it is measured
 
@@ -45,6 +48,18 @@ class PrefillLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class MixedLoad:
+    """`batch` decoding sequences, and beside them one prompt at a time that one step takes whole."""
+
+    batch: int
+    context_tokens: int
+    prompt_tokens: int
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, context {self.context_tokens}, prompts of {self.prompt_tokens}"
+
+
+@dataclass(frozen=True, slots=True)
 class IdleLoad:
     """Nothing runs."""
 
@@ -52,7 +67,7 @@ class IdleLoad:
         return "idle"
 
 
-Load = DecodeLoad | PrefillLoad | IdleLoad
+Load = DecodeLoad | PrefillLoad | MixedLoad | IdleLoad
 
 
 def clock_ladder(
@@ -88,6 +103,29 @@ def prefill_loads(limits: Limits) -> list[PrefillLoad]:
     longest = min(limits.max_num_batched_tokens, limits.max_model_len - 1, limits.kv_capacity_tokens - 1)
     lengths = sorted({length for length in PROMPTS if length < longest} | {longest})
     return [PrefillLoad(length) for length in lengths]
+
+
+def mixed_loads(limits: Limits) -> list[MixedLoad]:
+    """Decoding batches beside prompts that fit the same step, with a sequence and cache to spare for them.
+
+    Ordered so that the last lies in the middle of what an engine commonly does.
+    """
+    batches = sorted({min(batch, limits.max_num_seqs - 1) for batch in MIXED_BATCHES} - {0})
+    room = HEADROOM * limits.kv_capacity_tokens
+    loads = []
+    for batch in batches:
+        longest = min(limits.max_num_batched_tokens - batch, limits.max_model_len - 1)
+        prompts = sorted({prompt for prompt in MIXED_PROMPTS if prompt < longest} | {longest})
+        loads += [
+            MixedLoad(batch, context, prompt)
+            for context in MIXED_CONTEXTS
+            for prompt in prompts
+            if prompt > 0
+            and context + GROWTH_TOKENS <= limits.max_model_len
+            and batch * (context + GROWTH_TOKENS) + prompt <= room
+        ]
+    middle = sorted(load.prompt_tokens for load in loads)[len(loads) // 2] if loads else 0
+    return sorted(loads, key=lambda load: -abs(math.log2(load.prompt_tokens / middle)))
 
 
 def farthest_first(loads: Sequence[DecodeLoad]) -> list[DecodeLoad]:

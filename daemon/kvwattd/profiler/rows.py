@@ -10,6 +10,10 @@ from kvwatt.profiles import ProfileRow
 from kvwattd.profiler.windows import Window, nominal_clock_mhz
 
 MIN_ITERATIONS = 4
+MIN_PROMPTS = 3
+_LEAST_SHARE = 0.2  # of the window: below it the power of steps with prompts is lost in that of the others
+_LEAST_MIXED = 0.9  # a step with a prompt is not faster than one without
+_WHOLE = 0.02
 _HELD_UP = 1.25  # beyond this a busy host, not the GPU, set the pace
 
 
@@ -52,6 +56,55 @@ def _check_own(window: Window, batch: int) -> None:
         raise WindowUnusable(f"{min(running)} of {batch} requests were running")
     if window.prompt_tokens > 0:
         raise WindowUnusable("a prompt was computed in the window")
+
+
+def mixed_row(window: Window, decode: ProfileRow, prompt_tokens: float, prompts: float) -> ProfileRow:
+    """The steps that took a prompt, from a window in which the others were like the row `decode`.
+
+    Every decoding sequence gets a token in every step, so the steps are counted by tokens, and their time
+    is the summed time between tokens: neither suffers from a window that cuts a step. What plain decode
+    steps took is taken off. Raises WindowUnusable.
+    """
+    batch = decode.decode_batch
+    steps = window.itl_count / batch
+    plain = steps - prompts
+    if prompts < MIN_PROMPTS or plain < 0:
+        raise WindowUnusable(f"{prompts:.3g} prompts in {steps:.3g} steps")
+    total_s = window.itl_sum_s / batch
+    seconds = (total_s - plain * decode.step_time_s) / prompts
+    if seconds < _LEAST_MIXED * decode.step_time_s:
+        raise WindowUnusable(f"steps with a prompt took {seconds:.4f} s, others {decode.step_time_s:.4f} s")
+    share = seconds * prompts / total_s
+    power_w = (window.power_w - (1 - share) * decode.power_w) / share
+    believable = share >= _LEAST_SHARE and 0.5 <= power_w / window.power_w <= 2.0
+    return ProfileRow(
+        clock_mhz=decode.clock_mhz,
+        decode_batch=batch,
+        kv_tokens=_kv_tokens(window),
+        prefill_tokens=prompt_tokens,
+        step_time_s=seconds,
+        power_w=power_w if believable else math.nan,
+        tp=decode.tp,
+        kind="mixed",
+    )
+
+
+def prompts_in(window: Window, prompt_tokens: int, batch: int) -> float:
+    """Prompts of `prompt_tokens` that were computed beside `batch` sequences of our own.
+
+    Raises WindowUnusable, and ForeignTrafficError when there is more than that.
+    """
+    running = (window.before.running, window.after.running)
+    if max(running) + max(window.before.waiting, window.after.waiting) > batch + 2:
+        raise ForeignTrafficError(f"{max(running)} requests are running, {batch + 1} are ours")
+    if min(running) < batch:
+        raise WindowUnusable(f"{min(running)} of {batch} requests were running")
+    if window.after.preemptions_total > window.before.preemptions_total:
+        raise WindowUnusable("the KV cache was full: requests were preempted")
+    prompts = window.prompt_tokens / prompt_tokens
+    if abs(prompts - round(prompts)) > _WHOLE * max(prompts, 1.0):
+        raise WindowUnusable(f"{window.prompt_tokens:g} prompt tokens are no multiple of {prompt_tokens}")
+    return round(prompts)
 
 
 def check_plausible(step_time_s: float, worst_s: float) -> None:

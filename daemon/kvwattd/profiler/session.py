@@ -66,6 +66,7 @@ class ProfileRequest:
     engine: str | None = None
     live: bool = False
     window_s: float = 1.2
+    target_error: float = 0.03
     spawn_guard: bool = False
 
 
@@ -134,7 +135,7 @@ def _options(request: ProfileRequest, budget_s: float, tp: int) -> SweepOptions:
         slo_tbt_s=request.slo_tbt_s,
         slo_ttft_s=request.slo_ttft_s if request.slo_ttft_s is not None else math.inf,
         window_s=request.window_s,
-        live=request.live,
+        target_error=request.target_error,
         tp=tp,
         seed=time.time_ns() & 0xFFFFFFFF,  # prompts of an earlier run may still be in the prefix cache
     )

@@ -1,4 +1,4 @@
-"""The sweep: loads in the planned order, each measured from the highest clock down, until time is up.
+"""The sweep: the most informative load next, measured from the highest clock down, until enough is known.
 
 For every load the clock only goes down while the promise would hold even if the latency grew in inverse
 proportion to the clock; the first latency over its limit gives the clocks back at once.
@@ -14,27 +14,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from kvwatt.profiles import ProfileRow
+from kvwattd.profiler.campaign import Campaign, Task
 from kvwattd.profiler.lease import ClockLease
-from kvwattd.profiler.plan import DecodeLoad, Limits, Load, PrefillLoad, plan, worst_next_s
-from kvwattd.profiler.rows import (
-    ForeignTrafficError,
-    WindowUnusable,
-    check_plausible,
-    decode_row,
-    idle_row,
-    prefill_row,
-)
-from kvwattd.profiler.streams import Batch, Target, complete
+from kvwattd.profiler.plan import DecodeLoad, Limits, MixedLoad, PrefillLoad, worst_next_s
+from kvwattd.profiler.points import Point, PointMeter
+from kvwattd.profiler.rows import ForeignTrafficError
+from kvwattd.profiler.streams import Batch, Target
 from kvwattd.profiler.windows import Meter
 
-_STEPS_PER_WINDOW = 15
-_LONGEST_WINDOW_S = 3.0
-_RETRIES = 2
 _DRAIN_TIMEOUT_S = 10.0
 _SETUP_SHARE = 0.2  # of the budget: a load that takes longer to set up is not worth it
 _LEAST_SETUP_S = 10.0
-_MOST_PROMPTS = 12
 _QUIET_S = 0.5
+_READING_S = 0.3  # what a window costs beside its own length: edges of the energy counter, two pages
 
 
 class SloExceeded(Exception):  # noqa: N818 - an outcome, not a mistake
@@ -43,25 +35,28 @@ class SloExceeded(Exception):  # noqa: N818 - an outcome, not a mistake
 
 @dataclass(frozen=True, slots=True)
 class SweepOptions:
-    """Times in seconds. `live` measures beside other traffic instead of refusing."""
+    """Times in seconds. `target_error`: mean relative error on unseen loads at which to stop."""
 
     budget_s: float = 600.0
     slo_tbt_s: float = 0.2
     slo_ttft_s: float = math.inf
     window_s: float = 1.2
     settle_s: float = 0.3
-    live: bool = False
+    target_error: float = 0.03
     tp: int = 1
     seed: int = 0
 
 
 @dataclass(slots=True)
 class SweepReport:
-    """What was measured and what was left out, with reasons."""
+    """What was measured and what was left out, with reasons; errors on loads left out of training."""
 
     rows: int = 0
     loads: int = 0
     planned_loads: int = 0
+    error: float | None = None
+    bound: float | None = None
+    seconds: float = 0.0
     skipped: list[str] = field(default_factory=list)
 
 
@@ -83,15 +78,22 @@ class Sweep:
         self._lease = lease
         self._target = target
         self._limits = limits
-        self._clocks = clocks_mhz
         self._options = options
         self._write = write
         self._progress = progress
         self._random = random.Random(options.seed)  # noqa: S311 - load, not secrets
+        self._points = PointMeter(meter, lease, target, options.window_s, options.tp, self._random)
+        self._campaign = Campaign(
+            limits,
+            clocks_mhz,
+            options.target_error,
+            options.window_s + options.settle_s + _READING_S,
+            options.budget_s,
+        )
         self._begin_s = 0.0
-        self._setup_s_per_token = 0.0
-        self._idle_w = math.nan
-        self.report = SweepReport()
+        self._rows: list[ProfileRow] = []
+        self._setup_s: float | None = None
+        self.report = SweepReport(planned_loads=self._campaign.planned_loads)
 
     async def run(self) -> SweepReport:
         """Raises ForeignTrafficError, LoadError, GuardError, TelemetryError, GpuUnavailable.
@@ -99,13 +101,17 @@ class Sweep:
         Rows written before an exception remain.
         """
         self._begin_s = time.monotonic()
-        loads = plan(self._limits)
-        self.report.planned_loads = len(loads)
         await self._check_quiet()
-        for load in loads:
-            if self._time_is_up:
+        # Fitting takes a moment, and the lease is renewed meanwhile: hence the threads.
+        while not self._time_is_up:
+            task = await asyncio.to_thread(self._campaign.next, self._left_s)
+            if task is None:
                 break
-            await self._one(load)
+            self._rows, self._setup_s = [], None
+            await self._one(task)
+            await asyncio.to_thread(self._campaign.add, task, self._rows, self._setup_s)
+        self.report.error, self.report.bound = self._campaign.error, self._campaign.bound
+        self.report.seconds = time.monotonic() - self._begin_s
         return self.report
 
     @property
@@ -116,14 +122,20 @@ class Sweep:
     def _time_is_up(self) -> bool:
         return self._left_s < self._options.settle_s + self._options.window_s
 
-    async def _one(self, load: Load) -> None:
+    async def _one(self, task: Task) -> None:
+        load = task.load
         try:
-            if isinstance(load, DecodeLoad):
-                await self._decode(load)
+            if isinstance(load, DecodeLoad | MixedLoad):
+                await self._batch(load, task.clocks_mhz)
             elif isinstance(load, PrefillLoad):
-                await self._prefill(load)
+                await self._descend(
+                    task,
+                    "TTFT",
+                    self._options.slo_ttft_s,
+                    lambda clock, _worst_s: self._points.prefill(load, clock),
+                )
             else:
-                await self._idle()
+                await self._idle(task)
             self.report.loads += 1
         except SloExceeded as reason:
             self.report.loads += 1
@@ -132,18 +144,16 @@ class Sweep:
             await self._lease.release()
         await self._drained()
 
-    async def _decode(self, load: DecodeLoad) -> None:
-        tokens = load.batch * load.context_tokens
-        patience_s = max(_SETUP_SHARE * self._options.budget_s, _LEAST_SETUP_S)
-        if tokens * self._setup_s_per_token > min(patience_s, self._left_s):
-            self.report.skipped.append(f"{load}: setting it up would take too long")
-            return
-        self._tell(str(load), self._clocks[0])
+    async def _batch(self, load: DecodeLoad | MixedLoad, clocks_mhz: tuple[int, ...]) -> None:
+        self._tell(str(load), clocks_mhz[0])
         room = self._limits.kv_capacity_tokens // load.batch - load.context_tokens
+        if isinstance(load, MixedLoad):
+            room -= load.prompt_tokens // load.batch + 1
         answer = max(min(self._limits.max_model_len - load.context_tokens, room), 1)
+        patience_s = max(_SETUP_SHARE * self._options.budget_s, _LEAST_SETUP_S)
         seed = self._random.randrange(1 << 30)
         async with Batch(self._target, load.batch, load.context_tokens, answer, seed) as batch:
-            await self._lease.set(self._clocks[0])
+            await self._lease.set(clocks_mhz[0])
             begin_s = time.monotonic()
             try:
                 async with asyncio.timeout(min(patience_s, max(self._left_s, 1.0))):
@@ -151,28 +161,21 @@ class Sweep:
             except TimeoutError:
                 self.report.skipped.append(f"{load}: not running after {time.monotonic() - begin_s:.0f} s")
                 return
-            self._setup_s_per_token = (time.monotonic() - begin_s) / tokens
-            await self._descend(
-                str(load),
-                "TBT",
-                self._options.slo_tbt_s,
-                lambda clock, worst_s: self._decode_point(load, batch, clock, worst_s),
-            )
+            self._setup_s = time.monotonic() - begin_s
 
-    async def _prefill(self, load: PrefillLoad) -> None:
-        await self._descend(
-            str(load),
-            "TTFT",
-            self._options.slo_ttft_s,
-            lambda clock, worst_s: self._prefill_point(load, clock, worst_s),
-        )
+            async def measure(clock: int, worst_s: float) -> Point:
+                if isinstance(load, MixedLoad):
+                    return await self._points.mixed(load, batch, clock, worst_s)
+                return await self._points.decode(load, batch, clock, worst_s)
+
+            await self._descend(Task(load, clocks_mhz), "TBT", self._options.slo_tbt_s, measure)
 
     async def _descend(
-        self, name: str, metric: str, limit_s: float, measure: Callable[[int, float], Awaitable[float]]
+        self, task: Task, metric: str, limit_s: float, measure: Callable[[int, float], Awaitable[Point]]
     ) -> None:
         """`measure(clock, worst latency to expect)` gives the latency that the limit is about."""
-        latency_s, before_mhz = 0.0, self._clocks[0]
-        for clock in self._clocks:
+        latency_s, before_mhz = 0.0, task.clocks_mhz[0]
+        for clock in task.clocks_mhz:
             if self._time_is_up:
                 return
             if (worst_s := worst_next_s(latency_s, before_mhz, clock)) > limit_s:
@@ -180,83 +183,45 @@ class Sweep:
                     f"{metric} {latency_s:.3f} s at {before_mhz} MHz may become {worst_s:.3f} s at {clock}, "
                     f"limit {limit_s:g} s"
                 )
-            self._tell(name, clock)
+            self._tell(str(task.load), clock)
             await self._lease.set(clock)
             await asyncio.sleep(self._options.settle_s)
-            latency_s, before_mhz = await measure(clock, worst_s), clock
+            point = await measure(clock, worst_s)
+            latency_s, before_mhz = point.latency_s, clock
+            self._keep(point, f"{task.load} at {clock} MHz")
             if latency_s > limit_s:
                 raise SloExceeded(f"{metric} {latency_s:.3f} s at {clock} MHz, limit {limit_s:g} s")
 
-    async def _decode_point(self, load: DecodeLoad, batch: Batch, clock: int, worst_s: float) -> float:
-        seconds = min(max(self._options.window_s, _STEPS_PER_WINDOW * worst_s), _LONGEST_WINDOW_S)
-        latency_s = worst_s
-        for _ in range(1 + _RETRIES):
-            window = await self._meter.window(seconds)
-            batch.check()
-            self._lease.check()
-            latency_s = max(window.itl_s or worst_s, worst_s)
-            try:
-                row = decode_row(window, clock, load.batch, self._options.tp, live=self._options.live)
-                check_plausible(row.step_time_s, worst_s)
-            except WindowUnusable as reason:
-                why = str(reason)
-                continue
-            self._keep(row)
-            return max(window.itl_s or 0.0, row.step_time_s)
-        self.report.skipped.append(f"{load} at {clock} MHz: {why}")
-        return latency_s
-
-    async def _prefill_point(self, load: PrefillLoad, clock: int, worst_s: float) -> float:
-        begin_s, begin_j = await self._meter.energy()
-        times: list[float] = []
-        enough_s = time.monotonic() + self._options.window_s
-        while len(times) < 2 or (time.monotonic() < enough_s and len(times) < _MOST_PROMPTS):
-            times.append(await complete(self._target, load.prompt_tokens, 1, self._random))
-        actual_mhz = await self._meter.clock_mhz()
-        end_s, end_j = await self._meter.energy()
-        self._lease.check()
-        if self._options.live and await self._foreign():
-            self.report.skipped.append(f"{load} at {clock} MHz: other requests were running")
-            return worst_s
-        elapsed = (end_s - begin_s, end_j - begin_j)
-        row = prefill_row(
-            load.prompt_tokens, times, elapsed, self._idle_w, clock, actual_mhz, self._options.tp
-        )
-        self._keep(row)
-        return max(times)
-
-    async def _idle(self) -> None:
+    async def _idle(self, task: Task) -> None:
         """Power at the highest, the middle and the lowest clock while nothing runs."""
-        if await self._foreign():
-            self.report.skipped.append("idle: other requests were running")
-            return
-        middle = self._clocks[len(self._clocks) // 2]
-        for clock in dict.fromkeys((self._clocks[-1], middle, self._clocks[0])):
+        clocks = task.clocks_mhz
+        for clock in dict.fromkeys((clocks[-1], clocks[len(clocks) // 2], clocks[0])):
             if self._time_is_up:
                 return
             self._tell("idle", clock)
             await self._lease.set(clock)
             await asyncio.sleep(self._options.settle_s)
-            window = await self._meter.window(self._options.window_s)
-            if window.iterations == 0:
-                self._keep(idle_row(window, clock, self._options.tp))
-                self._idle_w = window.power_w
+            self._keep(await self._points.idle(clock), f"idle at {clock} MHz")
 
-    def _keep(self, row: ProfileRow) -> None:
-        self._write(row)
-        self.report.rows += 1
+    def _keep(self, point: Point, what: str) -> None:
+        for row in point.rows:
+            self._write(row)
+        self._rows += point.rows
+        self.report.rows += len(point.rows)
+        if point.missing is not None:
+            self.report.skipped.append(f"{what}: {point.missing}")
 
     def _tell(self, name: str, clock: int) -> None:
         done = 1 - max(self._left_s, 0.0) / self._options.budget_s
-        self._progress(f"{name}, {clock} MHz, {self.report.rows} rows", min(done, 1.0))
+        error = self._campaign.error
+        known = f", error {100 * error:.1f} %" if error is not None else ""
+        self._progress(f"{name}, {clock} MHz, {self.report.rows} rows{known}", min(done, 1.0))
 
     async def _foreign(self) -> bool:
         snapshot = await self._meter.snapshot()
         return snapshot.running + snapshot.waiting > 0
 
     async def _check_quiet(self) -> None:
-        if self._options.live:
-            return
         first = await self._meter.snapshot()
         await asyncio.sleep(_QUIET_S)
         last = await self._meter.snapshot()
@@ -264,17 +229,15 @@ class Sweep:
         if first.running + first.waiting + last.running + last.waiting > 0 or moved:
             raise ForeignTrafficError(
                 f"the server is serving others ({last.running} running, {last.waiting} waiting): "
-                "take it out of its router, or profile beside the traffic with --live"
+                "take it out of its router, or learn from its traffic with --live"
             )
 
     async def _drained(self) -> None:
         """Until the engine has dropped our requests; what then still runs is not ours."""
         deadline_s = time.monotonic() + _DRAIN_TIMEOUT_S
         while await self._foreign():
-            if self._options.live:
-                return
             if time.monotonic() > deadline_s:
                 raise ForeignTrafficError(
-                    "other requests arrived on the server; profile with --live beside them"
+                    "other requests arrived on the server; learn from its traffic with --live"
                 )
             await asyncio.sleep(0.05)

@@ -47,6 +47,20 @@ class Window:
         return computed - (self.after.prompt_tokens_cached_total - self.before.prompt_tokens_cached_total)
 
     @property
+    def itl_count(self) -> float:
+        """Tokens that followed another one: one per decoding sequence and step."""
+        return self.after.itl_s.count - self.before.itl_s.count
+
+    @property
+    def itl_sum_s(self) -> float:
+        return self.after.itl_s.sum - self.before.itl_s.sum
+
+    @property
+    def first_tokens(self) -> float:
+        """Requests whose prompt was completed."""
+        return self.after.ttft_s.count - self.before.ttft_s.count
+
+    @property
     def itl_s(self) -> float | None:
         """Mean time between tokens; in a steady batch, the step time. None when no token came."""
         count = self.after.itl_s.count - self.before.itl_s.count
