@@ -107,6 +107,7 @@ def _gpu(value: object) -> object:
 
 _NUMBER = BeforeValidator(_no_bool)
 Seconds = Annotated[float, _NUMBER, Field(gt=0, le=86_400, allow_inf_nan=False)]
+SecondsOrNever = Annotated[float, _NUMBER, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Ratio = Annotated[float, _NUMBER, Field(ge=0, lt=1, allow_inf_nan=False)]
 Quantile = Annotated[float, _NUMBER, Field(gt=0, lt=1, allow_inf_nan=False)]
 Megahertz = Annotated[int, _NUMBER, Field(gt=0, le=10_000)]
@@ -143,6 +144,7 @@ class GuardConfig(_Section):
 class ModelConfig(_Section):
     path: Path = Path("/var/lib/kvwatt/model")
     reload_s: Seconds = 5.0
+    refit_s: SecondsOrNever = 900.0
 
 
 class TapConfig(_Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 import time
 
@@ -13,17 +14,20 @@ from kvwattd.api.schemas import (
     DecisionView,
     HealthView,
     InstanceView,
+    ModelVersionsView,
     ModelView,
     ModeView,
     OverrideRequest,
     OverrideView,
     ReadyView,
+    RollbackRequest,
     SloView,
     StatusView,
 )
 from kvwattd.config import Mode
 from kvwattd.instance import InstanceRuntime, Override
 from kvwattd.loop import Daemon
+from kvwattd.model_versions import VersionError, VersionStore
 from kvwattd.regime import Regime
 from kvwattd.version import kvwatt_version
 
@@ -118,7 +122,29 @@ class Control:
         self._run(instance).override = None
 
     def model(self, instance: str) -> ModelView:
-        return self._daemon.models.view(self._run(instance))
+        view = self._daemon.models.view(self._run(instance))
+        return view.model_copy(update={"refit": self._daemon.refits.view(instance)})
+
+    async def model_versions(self, instance: str) -> ModelVersionsView:
+        run = self._run(instance)
+        return await self._versions(run, self._daemon.stores[instance])
+
+    async def rollback(self, instance: str, request: RollbackRequest) -> ModelVersionsView:
+        run, store = self._run(instance), self._daemon.stores[instance]
+        try:
+            await asyncio.to_thread(store.roll_back, request.version, request.hold)
+        except VersionError as error:
+            raise Rejected(str(error), error.accepted, "version", request.version) from error
+        except OSError as error:
+            raise Rejected(f"cannot be written: {error}", "a writable daemon.state_dir") from error
+        await self._daemon.models.refresh(run)
+        return await self._versions(run, store)
+
+    async def _versions(self, run: InstanceRuntime, store: VersionStore) -> ModelVersionsView:
+        found, pointer = await asyncio.to_thread(lambda: (store.versions(), store.current()))
+        serving = self._daemon.models.serving(run)
+        refit = self._daemon.refits.view(run.name)
+        return views.versions_view(run.name, serving, pointer.held, found, refit)
 
     def healthy(self) -> HealthView:
         age_s = self._daemon.tick_age_s()

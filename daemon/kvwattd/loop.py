@@ -25,9 +25,11 @@ from kvwattd.durations import Durations
 from kvwattd.guard_child import GuardChild
 from kvwattd.guard_link import GuardLink, Wish
 from kvwattd.instance import InstanceRuntime
-from kvwattd.learning import SampleLog
+from kvwattd.learning import Learner, SampleLog
+from kvwattd.model_versions import VersionStore
 from kvwattd.models import Models
 from kvwattd.observation import Observation
+from kvwattd.refits import Refits
 from kvwattd.regime import Regime
 from kvwattd.sdnotify import notify
 from kvwattd.tap_routing import addressee
@@ -58,7 +60,11 @@ class Daemon:
         self.ticks_skipped = 0
         self._last_tick_s: float | None = None
         self.runs = {c.name: self._runtime(c) for c in config.instances}
-        self.models = Models(config.model.path, config.model.reload_s, self.permitted_clocks)
+        models = config.daemon.state_dir / "models"
+        self.stores = {name: VersionStore(models / name, config.model.path) for name in self.runs}
+        self.models = Models(config.model.path, config.model.reload_s, self.permitted_clocks, self.stores)
+        self.learners = {name: Learner() for name in self.runs}
+        self.refits = Refits(config.model.refit_s, self.stores, self.learners, self.models.wake)
         self.link = GuardLink(config.guard.socket, config.guard.timeout_s, now, self._progressing)
         self._guard_child = GuardChild(config) if config.guard.spawn else None
         self.samples = SampleLog(config.daemon.state_dir / "samples")
@@ -87,6 +93,7 @@ class Daemon:
         jobs: list[Awaitable[None]] = [
             self._gpus(),
             self._models(),
+            self.refits.run(self.runs),
             self.link.run(),
             self._ticks(),
             self._watchdog(),
@@ -179,9 +186,16 @@ class Daemon:
             run.observation.on_error(error.cause, error.detail)
             return
         run.observation.on_page(snapshot, poller.layout)
+        steady = self.now() - run.applied.since_s > _steady_window_s(run)
         if run.model.compiled is not None:
-            steady = self.now() - run.applied.since_s > _steady_window_s(run)
             run.observation.calibrate(run.model.compiled, run.samples, steady)
+        self.learners[run.name].observe(
+            snapshot.model_name,
+            run.observation.interval,
+            run.samples,
+            run.observation.chunk_tokens(),
+            steady,
+        )
         if run.regime is Regime.LEARNING:
             self.samples.observe(run.name, run.observation.interval, run.samples, run.config.tp)
             await self.samples.flush()
@@ -225,7 +239,7 @@ class Daemon:
         while True:
             for run in self.runs.values():
                 await self.models.refresh(run)
-            await asyncio.sleep(self.models.pause_s(self.runs.values()))
+            await self.models.pause(self.runs.values())
 
     async def _watchdog(self) -> None:
         """Tell the service manager that ticks go on; silence makes it restart us."""

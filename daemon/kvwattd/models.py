@@ -1,23 +1,33 @@
 """Loads and compiles models away from the loop, and says for each instance why it has none.
 
-An artifact that appears or changes while the daemon runs is taken up without a restart. A model of
-other hardware is refused: a wrong model is worse than none.
+An artifact that appears or changes while the daemon runs is taken up without a restart, and so is a version
+refitted online or rolled back to. A model of other hardware is refused: a wrong model is worse than none.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvwatt.artifact import MANIFEST, POWER_TREES, STEP_TREES, ArtifactError, load_compiled, load_manifest
+from kvwatt.artifact import (
+    MANIFEST,
+    POWER_TREES,
+    STEP_TREES,
+    ArtifactError,
+    load_compiled,
+    load_manifest,
+    verify,
+)
 from kvwatt.compiled import CompiledModel
 from kvwatt.manifest import Manifest
 from kvwatt.state import EngineShape
 from kvwattd.api.schemas import ModelView
 from kvwattd.instance import InstanceRuntime, ModelSlot
+from kvwattd.model_versions import SHIPPED, VersionStore
 
 log = logging.getLogger(__name__)
 
@@ -28,19 +38,35 @@ WAITING_PERIOD_S = 0.5
 class _Key:
     """What a compiled table depends on; a change of any of it means compiling anew."""
 
+    directory: Path
+    version: int
     stamps_ns: tuple[int | None, ...]  # of every file: a copy in progress is looked at again
     clocks_mhz: tuple[int, ...]
     shape: EngineShape
     hardware: tuple[str, ...]
 
+    def same_model(self, other: _Key | None) -> bool:
+        """Whether only the clocks or the engine differ."""
+        return other is not None and (self.directory, self.stamps_ns) == (other.directory, other.stamps_ns)
+
 
 class Models:
-    """The artifact directory of the daemon and what was made of it for each instance."""
+    """The artifact directory of the daemon and what was made of it for each instance.
+
+    `stores` holds the refitted versions of each instance, where there may be any.
+    """
 
     def __init__(
-        self, path: Path, reload_s: float, permitted: Callable[[InstanceRuntime], tuple[int, ...]]
+        self,
+        path: Path,
+        reload_s: float,
+        permitted: Callable[[InstanceRuntime], tuple[int, ...]],
+        stores: Mapping[str, VersionStore] | None = None,
     ) -> None:
         self._path = path
+        self._stores = stores or {}
+        self._wanted = asyncio.Event()
+        self._busy = asyncio.Lock()
         self._reload_s = reload_s
         self._permitted = permitted
         self._keys: dict[str, _Key | None] = {}
@@ -51,14 +77,34 @@ class Models:
         waiting = any(run.model.compiled is None and not run.model.refused for run in runs)
         return min(WAITING_PERIOD_S, self._reload_s) if waiting else self._reload_s
 
+    def wake(self) -> None:
+        """Look again at once."""
+        self._wanted.set()
+
+    async def pause(self, runs: Iterable[InstanceRuntime]) -> None:
+        """Wait until it is time to look again."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wanted.wait(), self.pause_s(runs))
+        self._wanted.clear()
+
+    def serving(self, run: InstanceRuntime) -> int | None:
+        """Number of the version in use, 0 for the shipped model; None without a model."""
+        key = self._keys.get(run.name)
+        return key.version if key is not None and run.model.compiled is not None else None
+
     async def refresh(self, run: InstanceRuntime) -> None:
-        """Take up a new artifact, new clocks or a new engine shape for one instance."""
+        """Take up a new artifact, another version, new clocks or a new engine shape for one instance."""
+        async with self._busy:  # REST refreshes too: an older load must not overtake a newer one
+            await self._refresh(run)
+
+    async def _refresh(self, run: InstanceRuntime) -> None:
         shape = run.shape()
         if shape is None or not run.gpus:
             return
         key = await asyncio.to_thread(self._key, run, shape)
         if run.name in self._keys and key == self._keys[run.name]:
             return
+        before = self._keys.get(run.name)
         self._keys[run.name] = key
         if key is None:
             self._drop(run, f"no model in {self._path}: run `kvwatt profile` and `kvwatt train`")
@@ -66,23 +112,45 @@ class Models:
         try:
             manifest, compiled = await asyncio.to_thread(self._load, key)
         except (ArtifactError, ValueError) as error:
+            if key.version != SHIPPED:
+                await self._step_back(run, key.version, str(error))
+                return
             self._drop(run, f"model refused: {error}", refused=True)
             return
+        if run.model.compiled is not None and not key.same_model(before):
+            run.observation.on_model()
         self._manifests[run.name] = manifest
         run.model = ModelSlot(compiled)
         clocks = compiled.clocks_mhz
         log.info(
-            "instance %s: model ready, %d clocks %d-%d MHz", run.name, len(clocks), clocks[0], clocks[-1]
+            "instance %s: model ready, version %d, %d clocks %d-%d MHz",
+            run.name,
+            key.version,
+            len(clocks),
+            clocks[0],
+            clocks[-1],
         )
 
+    async def _step_back(self, run: InstanceRuntime, version: int, detail: str) -> None:
+        """A version that cannot be used never serves; the one before it is tried."""
+        log.warning("instance %s: model version %d does not serve: %s", run.name, version, detail)
+        await asyncio.to_thread(self._stores[run.name].condemn, version, detail)
+        del self._keys[run.name]
+        await self._refresh(run)
+
     def _key(self, run: InstanceRuntime, shape: EngineShape) -> _Key | None:
-        stamps_ns = tuple(_stamp_ns(self._path / name) for name in (MANIFEST, STEP_TREES, POWER_TREES))
+        directory, version = self._path, SHIPPED
+        if run.name in self._stores:
+            serving = self._stores[run.name].serving()
+            directory, version = serving.path, serving.number
+        stamps_ns = tuple(_stamp_ns(directory / name) for name in (MANIFEST, STEP_TREES, POWER_TREES))
         if stamps_ns[0] is None:
             return None
-        return _Key(stamps_ns, self._permitted(run), shape, tuple(info.name for info in run.gpus))
+        names = tuple(info.name for info in run.gpus)
+        return _Key(directory, version, stamps_ns, self._permitted(run), shape, names)
 
     def _load(self, key: _Key) -> tuple[Manifest, CompiledModel]:
-        manifest = load_manifest(self._path)
+        manifest = load_manifest(key.directory)
         for name in key.hardware:
             if name != manifest.hardware:
                 raise ArtifactError(f"trained on {manifest.hardware!r}, this GPU is {name!r}")
@@ -92,7 +160,9 @@ class Models:
         clocks = tuple(clock for clock in key.clocks_mhz if low <= clock <= high)
         if not clocks:
             raise ArtifactError(f"trained between {low:g} and {high:g} MHz; no permitted clock lies there")
-        return manifest, load_compiled(self._path, clocks, key.shape)
+        if key.version != SHIPPED:
+            verify(key.directory)
+        return manifest, load_compiled(key.directory, clocks, key.shape)
 
     def _drop(self, run: InstanceRuntime, reason: str, refused: bool = False) -> None:
         log.log(logging.WARNING if refused else logging.INFO, "instance %s: %s", run.name, reason)
@@ -108,6 +178,7 @@ class Models:
         return ModelView(
             state="ready",
             path=str(self._path),
+            version=self.serving(run),
             hardware=manifest.hardware,
             vllm_version=manifest.vllm_version,
             created=manifest.created,

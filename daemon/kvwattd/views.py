@@ -13,9 +13,12 @@ from kvwattd.api.schemas import (
     GpuView,
     GuardView,
     InstanceView,
+    ModelVersionsView,
+    ModelVersionView,
     ModelView,
     OverrideView,
     ProjectionView,
+    RefitView,
     SavingsView,
     SloView,
     StepView,
@@ -26,6 +29,7 @@ from kvwattd.config import Mode
 from kvwattd.durations import BOUNDS_S, Durations
 from kvwattd.guard_link import GuardLink
 from kvwattd.instance import InstanceRuntime, Recorded
+from kvwattd.model_versions import SHIPPED, Version
 from kvwattd.observation import Observation
 
 Unix = Callable[[float], float]  # monotonic seconds -> unix seconds
@@ -216,4 +220,32 @@ def duration_view(durations: Durations) -> DurationView:
         p50_s=durations.quantile_s(0.5),
         p99_s=durations.quantile_s(0.99),
         max_s=durations.max_s if durations.count else None,
+    )
+
+
+def versions_view(
+    name: str, serving: int | None, held: bool, versions: list[Version], refit: RefitView
+) -> ModelVersionsView:
+    return ModelVersionsView(
+        instance=name,
+        serving=serving,
+        held=held,
+        versions=[version_view(version, version.number == serving) for version in versions],
+        refit=refit,
+    )
+
+
+def version_view(version: Version, serving: bool) -> ModelVersionView:
+    record, refitted = version.record, version.number != SHIPPED
+    return ModelVersionView(
+        version=version.number,
+        serving=serving,
+        state=version.state,
+        detail=version.detail,
+        created=record.created or None,
+        parent=record.parent if refitted else None,
+        samples=record.samples if refitted else None,
+        champion_error_ratio=record.champion_error,
+        challenger_error_ratio=record.challenger_error,
+        reason=record.reason,
     )

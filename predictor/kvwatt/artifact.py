@@ -1,20 +1,25 @@
 """Save and load a model: two LightGBM texts, a JSON manifest, and compiled tables as a cache.
 
-    model.step.txt  model.power.txt  manifest.json  compiled-<hash>.npz
+    model.step.txt  model.power.txt  manifest.json  [profile.csv]  compiled-<hash>.npz
 
-Nothing is executed on loading (no pickle). The manifest carries the SHA-256 of the texts and is written
-last, so that a half-written directory is refused rather than used.
+The profile, where it is kept, is what the model was fitted to: a refit starts from it. Nothing is executed
+on loading (no pickle). The manifest carries the SHA-256 of the texts and is written last, so that a
+half-written directory is refused rather than used.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import itertools
 import json
+import math
 import os
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,7 @@ from kvwatt.fitting import Axes, lattice_of
 from kvwatt.lattice import Lattice
 from kvwatt.manifest import Manifest, ManifestError, manifest_from, number, numbers, text
 from kvwatt.prior import StepPrior
+from kvwatt.profiles import COLUMNS, ProfileError, ProfileRow, ProfileTable, format_row, parse_csv, table_of
 from kvwatt.state import EngineShape
 from kvwatt.throughput import StepModel
 from kvwatt.trees import check_trees
@@ -33,8 +39,10 @@ from kvwatt.trees import check_trees
 STEP_TREES = "model.step.txt"
 POWER_TREES = "model.power.txt"
 MANIFEST = "manifest.json"
+PROFILE = "profile.csv"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_TREES_BYTES = 1 << 26
+MAX_PROFILE_BYTES = 1 << 26
 _COMPILE_VERSION = 1
 
 
@@ -42,11 +50,16 @@ class ArtifactError(Exception):
     """An artifact cannot be used; the message names the file and the key."""
 
 
-def save(model: StepModel, directory: Path) -> None:
-    """Write the artifact, creating `directory`; an older one in it is replaced."""
+def save(model: StepModel, directory: Path, profile: ProfileTable | None = None) -> None:
+    """Write the artifact, creating `directory`; an older one in it is replaced.
+
+    `profile` is what the model was fitted to; without it the model cannot be refitted online.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    for stale in directory.glob("compiled-*.npz"):
+    for stale in (*directory.glob("compiled-*.npz"), directory / PROFILE):
         stale.unlink(missing_ok=True)
+    if profile is not None:
+        _replace(directory / PROFILE, _profile_text(profile).encode())
     _replace(directory / STEP_TREES, model.step_trees.encode())
     _replace(directory / POWER_TREES, model.power_trees.encode())
     _replace(directory / MANIFEST, json.dumps(_document(model), indent=2).encode())
@@ -78,6 +91,30 @@ def load_manifest(directory: Path) -> Manifest:
         return manifest_from(document)
     except ManifestError as error:
         raise ArtifactError(f"{directory / MANIFEST}: {error}") from error
+
+
+def verify(directory: Path) -> None:
+    """Whether manifest and trees are whole, without evaluating them. Raises `ArtifactError`."""
+    document = _read_document(directory)
+    try:
+        manifest_from(document)
+        hashes = {name: text(document, key) for key, name in _HASHES.items()}
+    except ManifestError as error:
+        raise ArtifactError(f"{directory / MANIFEST}: {error}") from error
+    for name, digest in hashes.items():
+        _read_trees(directory / name, digest)
+
+
+def load_profile(directory: Path) -> ProfileTable:
+    """What the model in `directory` was fitted to. Raises `ArtifactError`."""
+    path = directory / PROFILE
+    data = _read_bytes(path, MAX_PROFILE_BYTES)
+    try:
+        return table_of(parse_csv(data.decode(), str(path)))
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path}: not valid UTF-8: {error}") from error
+    except ProfileError as error:
+        raise ArtifactError(str(error)) from error
 
 
 def load_compiled(
@@ -120,6 +157,23 @@ def _document(model: StepModel) -> dict[str, Any]:
         "step_sha256": _sha256(model.step_trees.encode()),
         "power_sha256": _sha256(model.power_trees.encode()),
     }
+
+
+def _profile_text(table: ProfileTable) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(format_row(row) for row in _profile_rows(table))
+    return out.getvalue()
+
+
+def _profile_rows(table: ProfileTable) -> Iterator[ProfileRow]:
+    columns = (table.clock_mhz, *table.load, table.step_time_s, table.power_w)
+    for clock, batch, kv, prefill, seconds, watts in zip(*columns, strict=True):
+        kind = ("mixed" if batch > 0 else "prefill") if prefill > 0 else "decode"
+        yield ProfileRow(clock, batch, kv, prefill, seconds, watts, table.tp, kind)
+    for clock, watts in zip(table.idle_clock_mhz, table.idle_power_w, strict=True):
+        yield ProfileRow(clock, 0, 0, 0, math.nan, watts, table.tp, "idle")
 
 
 def _axes_document(lattice: Lattice) -> dict[str, list[float]]:

@@ -13,12 +13,16 @@ from kvwattd.api.schemas import (
     GuardView,
     HealthView,
     InstanceView,
+    ModelVersionsView,
+    ModelVersionView,
     ModelView,
     ModeView,
     OverrideRequest,
     OverrideView,
     ProjectionView,
     ReadyView,
+    RefitView,
+    RollbackRequest,
     SavingsView,
     SloView,
     StatusView,
@@ -31,6 +35,7 @@ from kvwattd.regime import Regime
 UUID = "GPU-00000000-0000-0000-0000-000000000001"
 TOKEN = "0123456789abcdef-secret"
 SUPPORTED_MHZ = (600, 900, 1200)
+REFIT = RefitView(enabled=True, samples=321, last="kept", outcomes_total={"kept": 3, "promoted": 2})
 
 
 class FakePlane:
@@ -41,6 +46,7 @@ class FakePlane:
         self.reasons: list[str] = []
         self.alive = True
         self.statuses = 0
+        self.serving, self.held = 2, False
 
     def _known(self, instance: str) -> None:
         if instance not in self.slo_views:
@@ -102,6 +108,24 @@ class FakePlane:
         self._known(instance)
         return ModelView(state="ready", hardware="Simulated L20", samples=420)
 
+    async def model_versions(self, instance: str) -> ModelVersionsView:
+        self._known(instance)
+        versions = [
+            ModelVersionView(version=n, serving=n == self.serving, state="sound", champion_error_ratio=0.08)
+            for n in range(3)
+        ]
+        return ModelVersionsView(
+            instance=instance, serving=self.serving, held=self.held, versions=versions, refit=REFIT
+        )
+
+    async def rollback(self, instance: str, request: RollbackRequest) -> ModelVersionsView:
+        self._known(instance)
+        wanted = self.serving - 1 if request.version is None else request.version
+        if wanted not in range(3):
+            raise Rejected("not a sound version of this model", "one of 0, 1, 2", "version", wanted)
+        self.serving, self.held = wanted, request.hold
+        return await self.model_versions(instance)
+
     def healthy(self) -> HealthView:
         return HealthView(ok=self.alive, last_tick_age_s=0.05)
 
@@ -152,7 +176,7 @@ def instance_view(mode: Mode, slo: SloView, override: OverrideView | None) -> In
         slo=slo,
         attainment={Metric.TBT: AttainmentView(limit_s=0.1, quantile=0.99, met=99, total=100, ratio=0.99)},
         telemetry=TelemetryView(age_s=0.2, fresh=True, polls_total=24, errors_total={"timeout": 2}),
-        model=ModelView(state="ready"),
+        model=ModelView(state="ready", version=2, refit=REFIT),
         savings=SavingsView(baseline_j=2000, actual_j=1234.5, saved_j=765.5, saved_ratio=0.38),
         override=override,
         decisions_total={Binding.TBT: 20, Binding.ENERGY: 100},

@@ -20,6 +20,7 @@ WRITES: list[tuple[str, str, Any]] = [
     ("PUT", "/api/v1/slos/chat", {"tbt": {"limit_s": 0.2}}),
     ("PUT", "/api/v1/instances/chat/override", {"clock_mhz": 900, "duration_s": 60}),
     ("DELETE", "/api/v1/instances/chat/override", None),
+    ("PUT", "/api/v1/instances/chat/model/rollback", {"version": 1}),
 ]
 
 
@@ -296,6 +297,7 @@ async def test_openapi_is_made_from_the_types(client: httpx.AsyncClient) -> None
         ("PUT", "/api/v1/slos/{instance}"),
         ("PUT", "/api/v1/instances/{instance}/override"),
         ("DELETE", "/api/v1/instances/{instance}/override"),
+        ("PUT", "/api/v1/instances/{instance}/model/rollback"),
     }
     assert {"StatusView", "DecisionView", "ProblemView"} <= set(spec["components"]["schemas"])
 

@@ -20,12 +20,14 @@ from kvwattd.api.schemas import (
     DecisionView,
     HealthView,
     InstanceView,
+    ModelVersionsView,
     ModelView,
     ModeView,
     OverrideRequest,
     OverrideView,
     ProblemView,
     ReadyView,
+    RollbackRequest,
     SloView,
     StatusView,
 )
@@ -80,6 +82,11 @@ def _reads(plane: ControlPlane) -> APIRouter:
     @router.get("/instances/{instance}/model")
     async def model(instance: str) -> ModelView:
         return plane.model(instance)
+
+    @router.get("/instances/{instance}/model/versions")
+    async def model_versions(instance: str) -> ModelVersionsView:
+        """The shipped model and those refitted online, with what they were judged on."""
+        return await plane.model_versions(instance)
 
     @router.get("/decisions")
     async def decisions(
@@ -137,6 +144,14 @@ def _writes(plane: ControlPlane) -> APIRouter:
         plane.clear_override(instance)
         _audit(request, f"override of {instance} ended")
         return Response(status_code=204)
+
+    @router.put("/instances/{instance}/model/rollback")
+    async def rollback(instance: str, rollback: RollbackRequest, request: Request) -> ModelVersionsView:
+        """Let an earlier version of the model serve at once; by default refits are held until told."""
+        view = await plane.rollback(instance, rollback)
+        held = ", refits held" if view.held else ""
+        _audit(request, f"model of {instance} rolled back to version {view.serving}{held}")
+        return view
 
     return router
 

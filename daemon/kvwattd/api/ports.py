@@ -1,6 +1,7 @@
 """What the API asks of the daemon. The loop implements it; tests use a fake that enforces its rules.
 
-All methods are called on the daemon's event loop, return at once and never wait for I/O.
+All methods are called on the daemon's event loop. They return at once and never wait for I/O, but for the
+asynchronous ones, which leave the disk to a thread.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from kvwattd.api.schemas import (
     DecisionView,
     HealthView,
     InstanceView,
+    ModelVersionsView,
     ModelView,
     ModeView,
     OverrideRequest,
     OverrideView,
     ReadyView,
+    RollbackRequest,
     SloView,
     StatusView,
 )
@@ -69,6 +72,12 @@ class ControlPlane(Protocol):
         """Back to automatic; no effect when there is no override."""
 
     def model(self, instance: str) -> ModelView: ...
+
+    async def model_versions(self, instance: str) -> ModelVersionsView:
+        """Every version on disk, which a thread reads."""
+
+    async def rollback(self, instance: str, request: RollbackRequest) -> ModelVersionsView:
+        """Let a version serve, which a thread writes down. Raises Rejected when it is not a sound one."""
 
     def healthy(self) -> HealthView: ...
 

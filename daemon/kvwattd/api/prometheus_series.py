@@ -12,6 +12,7 @@ from kvwattd.api.schemas import (
     GuardState,
     InstanceView,
     ModelState,
+    RefitOutcome,
     SavingsView,
     StatusView,
 )
@@ -184,6 +185,33 @@ INSTANCE_SERIES: tuple[Series[InstanceView], ...] = (
         "state",
         get_args(ModelState),
         lambda v: v.model.state,
+    ),
+    _one(
+        "kvwatt_model_version",
+        "Version of the model in use; 0 is the shipped one, others were refitted online.",
+        lambda v: v.model.version,
+    ),
+    Series(
+        "kvwatt_model_refits",
+        "Refits of the model by outcome.",
+        lambda v: [((o,), n) for o, n in v.model.refit.outcomes_total.items()] if v.model.refit else [],
+        ("outcome",),
+        counter=True,
+    ),
+    Series(
+        "kvwatt_model_last_refit",
+        "1 for the outcome of the latest refit, else 0; no sample before the first.",
+        lambda v: (
+            [((o,), float(o == v.model.refit.last)) for o in get_args(RefitOutcome)]
+            if v.model.refit and v.model.refit.last
+            else []
+        ),
+        ("outcome",),
+    ),
+    _one(
+        "kvwatt_model_samples",
+        "Operating points kept to refit the model to.",
+        lambda v: v.model.refit.samples if v.model.refit else None,
     ),
     _slo("kvwatt_slo_limit_seconds", "The promised latency limit, in seconds.", lambda a: a.limit_s),
     _slo("kvwatt_slo_objective_ratio", "The promised share of requests, 0 to 1.", lambda a: a.quantile),

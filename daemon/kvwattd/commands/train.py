@@ -51,7 +51,7 @@ def train(
     try:
         table, origin = read_tables([*profile, *(prefill or ()), *(idle or ())], hardware, tp)
         model = fit_model(table, origin, folds=folds)
-        artifact.save(model, output)
+        artifact.save(model, output, table)
     except (ProfileError, TrainingError, OSError) as error:
         typer.echo(f"kvwatt train: {error}", err=True)
         raise typer.Exit(2) from error
