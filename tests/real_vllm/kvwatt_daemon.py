@@ -91,9 +91,12 @@ def wait_until(done: Callable[[], bool], limit_s: float, otherwise: Callable[[],
 
 @contextmanager
 def daemon(
-    folder: Path, url: str, gpu: str, model: Path, environment: dict[str, str]
+    folder: Path, url: str, gpu: str, model: Path, environment: dict[str, str], more: str = ""
 ) -> Iterator[DaemonProcess]:
-    """`kvwatt run` with a guard of its own; told to stop at the end, if it still runs."""
+    """`kvwatt run` with a guard of its own; told to stop at the end, if it still runs.
+
+    `more`: further sections of the configuration.
+    """
     (folder / "state").mkdir(parents=True)
     config, log = folder / "kvwatt.toml", folder / "daemon.log"
     config.write_text(
@@ -109,6 +112,7 @@ def daemon(
             max_num_seqs=MAX_NUM_SEQS,
             max_num_batched_tokens=MAX_BATCHED_TOKENS,
         )
+        + more
     )
     command = [sys.executable, "-m", "kvwattd", "run", "--config", str(config)]
     with log.open("wb") as out:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,16 +25,13 @@ from kvwatt_daemon import (
     wait_until,
 )
 from load_phases import Background, ClockLog, Phase, requests, serve
-from vllm_server import CARD, TOKEN_SCALE, VllmServer, make_model, running, vllm_python
+from plant_model import free_port, train_model
+from vllm_server import CARD, VllmServer, make_model, running, vllm_python
 
-from kvwatt import artifact
-from kvwatt.profiles import table_of
-from kvwatt.training import Origin, train
 from kvwatt_sim.cards import load
 from kvwatt_sim.loadgen import RequestRecord
 from kvwatt_sim.nvml.build import build, env_for
 from kvwatt_sim.nvml.control import SimGpus
-from kvwatt_sim.virtual_profile import virtual_profile
 
 pytestmark = pytest.mark.vllm
 
@@ -68,25 +64,6 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
         environment = os.environ | env_for(build(), state)
         with running(server):
             yield Plant(server, gpus, train_model(folder / "model"), environment)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def train_model(folder: Path) -> Path:
-    """A model from a profile of the card, in the tokens that vLLM counts."""
-    card = load(CARD)
-    rows = [
-        replace(row, kv_tokens=row.kv_tokens / TOKEN_SCALE, prefill_tokens=row.prefill_tokens / TOKEN_SCALE)
-        for row in virtual_profile(card, seed=1)
-    ]
-    model = train(table_of(rows), Origin(card.gpu_name, "0.32.0"), folds=3, by_clock=False)
-    artifact.save(model, folder)
-    return folder
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,7 +70,19 @@ class VllmServer:
     vLLM sees only the control library of the simulated GPUs (inside its worker), never their NVML.
     """
 
-    def __init__(self, python: Path, model: Path, state: Path, port: int, log: Path) -> None:
+    def __init__(
+        self,
+        python: Path,
+        model: Path,
+        state: Path,
+        port: int,
+        log: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        paths: Sequence[Path] = (),
+    ) -> None:
+        self._more_environment = dict(environment or {})
+        self._paths = [HERE, REPOSITORY / "simulator", *paths]
         self._python = python
         self._model = model
         self._state = state
@@ -137,7 +149,7 @@ class VllmServer:
     def _environment(self) -> dict[str, str]:
         ours = {"LD_LIBRARY_PATH", "KVWATT_SIM_STATE", "VLLM_CPU_KVCACHE_SPACE", "PYTHONHOME"}
         return {name: value for name, value in os.environ.items() if name not in ours} | {
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(REPOSITORY / "simulator")]),
+            "PYTHONPATH": os.pathsep.join(map(str, self._paths)),
             "SLOWED_STATE": str(self._state),
             "SLOWED_CARD": CARD,
             "SLOWED_TOKEN_SCALE": str(TOKEN_SCALE),
@@ -145,6 +157,7 @@ class VllmServer:
             "TRANSFORMERS_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
+            **self._more_environment,
         }
 
 
