@@ -9,7 +9,6 @@ as far as they have been true (hints.py), and whether all that still holds (leng
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,7 +87,7 @@ class ClassLengths:
     """Reads like `lengths.LengthModel` for a request of unknown class, and by class for known ones.
 
     Before the first finished request everything runs for ever. `refit_requests`: classes and curves are
-    fitted anew after so many more.
+    fitted anew after so many more, and rarer as there are more to fit.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class ClassLengths:
         self._options = options or TreeOptions()
         self._memory_requests = memory_requests
         self._refit_requests = refit_requests
-        self._finished: deque[FinishedRequest] = deque(maxlen=int(2 * memory_requests))
+        self._held = _Columns(int(2 * memory_requests))
         self._new = 0
         self._classes: Classes | None = None
         self._curves = curves_of(np.zeros((1, CELLS)))
@@ -113,7 +112,7 @@ class ClassLengths:
     @property
     def finished(self) -> int:
         """Requests held in memory."""
-        return len(self._finished)
+        return self._held.size
 
     @property
     def classes(self) -> Classes | None:
@@ -135,14 +134,15 @@ class ClassLengths:
         if not useful:
             return
         self._watch([r for r in useful if r.ended])
-        self._finished.extend(useful)
+        self._held.extend(useful)
         self._new += len(useful)
-        if self._classes is None or self._new >= min(self._refit_requests, len(self._finished) // 4):
+        due = min(max(self._refit_requests, self.finished // 50), self.finished // 4)
+        if self._classes is None or self._new >= due:
             self.refit()
 
     def refit(self) -> None:
         """Fit classes and curves to what is held now."""
-        if not self._finished:
+        if not self.finished:
             return
         self._new = 0
         self._classes = fit_classes(self._sample(), self._options)
@@ -162,12 +162,9 @@ class ClassLengths:
             self.drift.update((1.0 - alive / 2).tolist())
 
     def _sample(self) -> Sample:
-        held = self._finished
-        columns = [(r.prompt_tokens, r.output_tokens, r.ended) for r in held]
-        prompt, tokens, ended = np.array(columns, dtype=np.float64).T
-        age = np.arange(len(held))[::-1]
-        weight = np.exp(-age / self._memory_requests)
-        return Sample(prompt, _limits(held), tokens, ended > 0, weight)
+        prompt, tokens, limit, ended = self._held.columns
+        age = np.arange(self.finished)[::-1]
+        return Sample(prompt, limit, tokens, ended > 0, np.exp(-age / self._memory_requests))
 
     def rows(self, requests: Requests) -> Ints:
         """The row of `curves` that holds for each request."""
@@ -227,6 +224,37 @@ class ClassLengths:
         pooled = self._classes.pooled
         edge = self._curves.tail_rows[pooled]
         return np.asarray(np.interp(ahead, EDGES, edge) / edge[0])
+
+
+class _Columns:
+    """The last requests, oldest first, up to `most` of them: prompt, output, max_tokens, ended."""
+
+    def __init__(self, most: int) -> None:
+        self._most = max(most, 2)
+        self._table = np.zeros((4, 1024))
+        self.size = 0
+
+    @property
+    def columns(self) -> Floats:
+        return self._table[:, : self.size]
+
+    def extend(self, finished: Sequence[FinishedRequest]) -> None:
+        rows = finished[-self._most :]
+        new = np.array(
+            [
+                [r.prompt_tokens for r in rows],
+                [r.output_tokens for r in rows],
+                _limits(rows),
+                [r.ended for r in rows],
+            ],
+            dtype=np.float64,
+        )
+        if self.size + len(rows) > self._table.shape[1]:
+            kept = self.columns[:, max(self.size + len(rows) - self._most, 0) :]
+            self.size = kept.shape[1]
+            self._table = np.concatenate([kept, np.zeros((4, self.size + len(rows)))], axis=1)
+        self._table[:, self.size : self.size + len(rows)] = new
+        self.size += len(rows)
 
 
 def _limits(finished: Sequence[FinishedRequest]) -> Floats:

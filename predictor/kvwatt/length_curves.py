@@ -26,7 +26,7 @@ EDGES: Floats = np.concatenate(
 WIDTHS: Floats = np.diff(EDGES)
 CELLS = len(WIDTHS)
 LONGEST_TOKENS = float(EDGES[-1])
-_TINY = 1e-12
+_TINY = 1e-200
 
 
 def cell_of(tokens: npt.ArrayLike) -> Ints:
@@ -63,8 +63,9 @@ class Curves:
         """P(still running after `ahead` more): row, produced and limit (n,), ahead (n, m) -> (n, m)."""
         now = np.maximum(self.survival(row, produced), _TINY)
         future = produced[:, None] + ahead
-        later = self.survival(row[:, None], future) / now[:, None]
-        return np.where((future >= limit[:, None]) & (ahead > 0), 0.0, np.minimum(later, 1.0))
+        later = np.minimum(self.survival(row[:, None], future) / now[:, None], 1.0)
+        later[(future >= limit[:, None])] = 0.0
+        return np.where(ahead > 0, later, 1.0)
 
     def residual_mean(self, row: Ints, produced: Floats, limit: Floats) -> Floats:
         """E[min(L, limit) - g | L > g]; at least one token while a request runs."""

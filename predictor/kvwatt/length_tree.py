@@ -17,7 +17,7 @@ import numpy.typing as npt
 from kvwatt.length_curves import CELLS, WIDTHS, Curves, Floats, Ints, cell_of, curves_of
 
 _COARSE = 16  # cells of equal mass in which splits are judged
-_CUTS = 96  # candidate cuts of a feature
+_CUTS = 256  # candidate cuts of a feature
 _ROOT_PRIOR = 0.5  # requests at risk with the pooled constant hazard: rules only beyond what was seen
 
 
@@ -25,7 +25,7 @@ _ROOT_PRIOR = 0.5  # requests at risk with the pooled constant hazard: rules onl
 class TreeOptions:
     """`caution`: standard deviations of chance that a split must exceed."""
 
-    shrink_requests: float = 20.0
+    shrink_requests: float = 5.0
     min_leaf_requests: float = 40.0
     caution: float = 8.0
     max_leaves: int = 32
@@ -74,7 +74,7 @@ def fit_classes(sample: Sample, options: TreeOptions) -> Classes:
 
 
 class _Grower:
-    """Splits the best gain first is not needed: nodes are independent, so depth first."""
+    """Depth first: nodes do not depend on each other."""
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class Present:
     batch_var: FloatArray
     kv_var: FloatArray
     blocks: FloatArray
+    read: FloatArray  # KV tokens that the requests attend to: shared ones count for each
     prefilling: FloatArray  # requests of the batch that do not decode yet
     prefill_tokens: FloatArray
 
@@ -140,6 +141,7 @@ def _plus(one: Present, other: Present) -> Present:
         one.batch_var + other.batch_var,
         one.kv_var + other.kv_var,
         one.blocks + other.blocks,
+        one.read + other.read,
         one.prefilling + other.prefilling,
         one.prefill_tokens + other.prefill_tokens,
     )
@@ -147,8 +149,8 @@ def _plus(one: Present, other: Present) -> Present:
 
 def _sums(
     rows: _Rows, alive: FloatArray, tokens: FloatArray, shape: EngineShape
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Batch, KV, their variances, and blocks. A cohort of weight w stands for w independent requests."""
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Batch, KV, their variances, blocks, tokens read. Weight w stands for w independent requests."""
     counted = alive * rows.weight[:, None]
     variance = counted * (1.0 - alive)
     own = tokens - rows.shared[:, None]
@@ -160,6 +162,7 @@ def _sums(
         variance.sum(axis=0),
         np.einsum("ij,ij->j", spread, own),
         np.einsum("ij,ij->j", counted, blocks),
+        np.einsum("ij,ij->j", counted, tokens),
     )
 
 
@@ -169,7 +172,7 @@ def _shared(state: EngineState, held: FloatArray, weight: FloatArray, shape: Eng
     if not 0.0 < state.kv_used_tokens < float(weight @ held):
         return np.zeros_like(held)
     rounded = np.ceil(held / shape.block_size) * shape.block_size
-    return np.asarray(held * (1.0 - state.kv_used_tokens / float(weight @ rounded)))
+    return np.minimum(rounded * (1.0 - state.kv_used_tokens / float(weight @ rounded)), held)
 
 
 def _starts(
@@ -210,8 +213,9 @@ def _from_aggregates(state: EngineState, traffic: Traffic, shape: EngineShape, s
     queue = np.minimum(
         np.maximum(waiting_kv - steps * budget, 0.0) / max(traffic.prompt_mean_tokens, 1.0), inside
     )
+    kv_variance = variance * (each + steps) ** 2
     return Present(
-        inside * alive, kv, variance, variance * (each + steps) ** 2, kv / shape.block_size, queue, prefill
+        inside * alive, kv, variance, kv_variance, kv / shape.block_size, kv, queue * alive, prefill
     )
 
 

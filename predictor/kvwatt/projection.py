@@ -141,8 +141,8 @@ def _times(
 ) -> FloatArray:
     """End of each step on the grid: the sum of step times at the loads on the way."""
     _, coming_kv = _arrivals(traffic, steps, times)
-    batch = inside.batch - inside.prefilling + coming
-    kv = inside.kv + coming_kv
+    batch = np.maximum(inside.batch - inside.prefilling, 0.0) + coming
+    kv = inside.read + coming_kv
     bare = pace.step_s(batch, kv, inside.prefill_tokens)
     # Prompts to come: with c seconds a prompt token, T = bare + rate * T * prompt * c.
     chunk = np.full_like(steps, max(traffic.prompt_mean_tokens, 1.0))

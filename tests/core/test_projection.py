@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvwatt.projection import FloatArray, project, step_grid
+from kvwatt.projection import FloatArray, KnownLengths, project, step_grid
+from kvwatt.schedule import play
 from kvwatt.state import EngineShape, EngineState, RequestState
 from kvwatt.traffic import PROMPT_LEVELS, SHORT_LEVELS, Traffic
 
@@ -115,3 +116,131 @@ def test_cohort_weights_add_up(weights: list[float]) -> None:
     rows = tuple(RequestState(0.0, 500, 500, 50, weight=w) for w in weights)
     p = project(state(len(rows), rows), traffic(0.0), SHAPE, 0.03, 5.0)
     assert p.batch_mean[0] == pytest.approx(min(sum(weights), SHAPE.max_num_seqs))
+
+
+def known(*totals: float) -> KnownLengths:
+    return KnownLengths(np.array(totals))
+
+
+def test_known_lengths_give_the_exact_batch_and_blocks() -> None:
+    """With every length told and nothing to come, the projection is the play of the scheduler."""
+    rng = np.random.default_rng(3)
+    rows = tuple(
+        RequestState(0.0, int(p), int(p), int(g))
+        for p, g in zip(rng.integers(10, 900, 30), rng.integers(1, 90, 30), strict=True)
+    )
+    totals = [r.output_tokens + int(n) for r, n in zip(rows, rng.integers(1, 150, 30), strict=True)]
+    p = project(state(30, rows), traffic(0.0), SHAPE, 0.05, 5.0, lengths=known(*totals))
+    exact = play(rows, totals, SHAPE, 101)
+    after = p.steps.astype(int)
+    assert p.batch_mean == pytest.approx(exact.batch[after])
+    assert p.kv_mean_blocks == pytest.approx(exact.kv_blocks[after])
+    assert p.batch_upper == pytest.approx(p.batch_mean)
+
+
+def test_prompts_decode_only_once_they_are_computed() -> None:
+    """A queue enters as the token budget allows, holds its prompt, then counts as decoding."""
+    rows = (RequestState(0.0, 1000, 1000, 5), *(RequestState(0.0, 4000, 0, 0) for _ in range(4)))
+    p = project(
+        EngineState(0.0, 1, 4, 1005.0, rows), traffic(0.0), SHAPE, 0.05, 5.0, lengths=known(*[1e4] * 5)
+    )
+    exact = play(rows, [10_000] * 5, SHAPE, 101)
+    assert p.batch_mean[0] == pytest.approx(2.0)  # the first of the queue enters at once
+    assert p.batch_mean[-1] == 5.0
+    assert p.prefill_tokens[0] == pytest.approx(2000.0, rel=0.05)
+    assert p.prefill_tokens[-1] == 0.0
+    late = p.steps >= 16
+    assert p.batch_mean[late] == pytest.approx(exact.batch[p.steps[late].astype(int)])
+    assert p.kv_mean_tokens[-1] == pytest.approx(1005 + 4 * 4000 + 5 * 100, rel=0.01)
+
+
+def test_the_queue_waits_for_seats() -> None:
+    """Nobody enters a full batch before somebody leaves it."""
+    full = EngineShape(block_size=16, num_blocks=20_001, max_num_seqs=4)
+    rows = (*(RequestState(0.0, 100, 100, 10) for _ in range(4)), RequestState(0.0, 100, 0, 0))
+    lengths = known(42.0, 900.0, 900.0, 900.0, 900.0)
+    p = project(EngineState(0.0, 4, 1, 440.0, rows), traffic(0.0), full, 0.05, 5.0, lengths=lengths)
+    assert p.batch_mean.max() == 4.0
+    assert p.kv_mean_tokens[p.steps <= 16].max() <= 4 * 130
+    assert p.batch_mean[-1] == 4.0
+
+
+def test_the_queue_waits_for_kv_room() -> None:
+    """A prompt that does not fit the cache stays outside until blocks are free."""
+    tight = EngineShape(block_size=16, num_blocks=101, max_num_seqs=128)
+    rows = (RequestState(0.0, 1000, 1000, 10), RequestState(0.0, 900, 0, 0))
+    p = project(
+        EngineState(0.0, 1, 1, 1010.0, rows), traffic(0.0), tight, 0.05, 5.0, lengths=known(42.0, 500.0)
+    )
+    assert p.kv_mean_blocks.max() <= 100
+    assert p.kv_mean_tokens[-1] == pytest.approx(900 + 70, rel=0.1)
+
+
+def test_shared_prefixes_are_held_once() -> None:
+    """What requests hold together beyond what the cache has in use is common to them."""
+    rows = tuple(RequestState(0.0, 1000, 1000, 10) for _ in range(10))
+    apart = project(state(10, rows), traffic(0.0), SHAPE, 0.05, 2.0)
+    shared = project(EngineState(0.0, 10, 0, 2600.0, rows), traffic(0.0), SHAPE, 0.05, 2.0)
+    assert shared.kv_mean_blocks[0] * 16 == pytest.approx(2600.0, rel=0.01)
+    assert shared.batch_mean == pytest.approx(apart.batch_mean)
+    assert (shared.kv_mean_tokens < apart.kv_mean_tokens).all()
+
+
+def test_whole_blocks_are_what_the_cache_holds() -> None:
+    """Every request rounds up to its block."""
+    rows = (RequestState(0.0, 17, 17, 0), RequestState(0.0, 16, 16, 0))
+    p = project(state(2, rows), traffic(0.0), SHAPE, 0.05, 0.05, lengths=known(99.0, 99.0))
+    assert p.kv_mean_blocks[0] == 3.0
+    assert p.kv_mean_blocks[1] == 4.0
+
+
+class Linear:
+    """Ten milliseconds, one for ten requests, one for a hundred prompt tokens."""
+
+    def step_s(self, decode_batch: FloatArray, kv_tokens: FloatArray, prefill: FloatArray) -> FloatArray:
+        return 0.010 + 0.0001 * decode_batch + 0.00001 * prefill + 0.0 * kv_tokens
+
+
+def test_with_a_pace_the_steps_take_what_their_load_makes_them() -> None:
+    """An unchanging batch takes its step time, prompts to come stretch it by their share."""
+    rows = tuple(RequestState(0.0, 100, 100, 10) for _ in range(20))
+    lengths = known(*[1e6] * 20)
+    alone = project(state(20, rows), traffic(0.0), SHAPE, 0.012, 1.2, lengths=lengths, pace=Linear())
+    assert alone.times_s == pytest.approx(0.012 * alone.steps)
+    busy = project(state(20, rows), traffic(20.0), SHAPE, 0.012, 1.2, lengths=lengths, pace=Linear())
+    # 20 prompts a second of 1,000 tokens at 10 us a token: a fifth of the time is theirs.
+    assert busy.times_s[1] == pytest.approx(0.012 / 0.8, rel=0.02)
+    assert busy.times_s[-1] > 1.25 * alone.times_s[-1]
+
+
+def test_waiting_prompts_slow_the_first_steps() -> None:
+    """A queue of prompts takes its time before the decodes have theirs."""
+    rows = (RequestState(0.0, 100, 100, 10), RequestState(0.0, 8000, 0, 0))
+    queue = EngineState(0.0, 1, 1, 110.0, rows)
+    p = project(
+        queue, traffic(0.0), SHAPE, 0.01, 0.64, lengths=known(1e6, 1e6), pace=Linear(), per_doubling=4
+    )
+    prompt_s = 8000 * 0.00001
+    assert p.times_s[-1] == pytest.approx(0.0102 * p.steps[-1] + prompt_s, rel=0.05)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 3000), st.floats(0.0, 1.0), st.integers(0, 500)), min_size=1, max_size=40
+    ),
+    st.floats(0.0, 6.0),
+)
+def test_bounds_hold_whatever_is_inside(rows: list[tuple[int, float, int]], rate: float) -> None:
+    """Means are finite, under their upper bounds, within the seats; time never goes back."""
+    states = tuple(
+        RequestState(0.0, prompt, int(prompt * share), done if share == 1.0 else 0)
+        for prompt, share, done in rows
+    )
+    running = sum(r.computed_prompt_tokens > 0 for r in states)
+    at = EngineState(0.0, running, len(states) - running, 1.0, states)
+    p = project(at, traffic(rate), SHAPE, 0.02, 5.0, pace=Linear())
+    for values in (p.batch_mean, p.kv_mean_tokens, p.kv_mean_blocks, p.prefill_tokens, p.times_s):
+        assert np.isfinite(values).all() and (values >= -1e-9).all()
+    assert (p.batch_upper >= p.batch_mean - 1e-9).all() and p.batch_upper.max() <= SHAPE.max_num_seqs
+    assert (np.diff(p.times_s) > 0).all()

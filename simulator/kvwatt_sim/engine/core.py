@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from kvwatt.state import EngineShape
+from kvwatt.state import EngineShape, RequestState
 from kvwatt_sim.engine.live import DecodeGroup, Live, Phase
 from kvwatt_sim.engine.types import (
     Counters,
@@ -74,6 +74,11 @@ class Engine:
     def kv_usage(self) -> float:
         """vLLM's `kv_cache_usage_perc`: 0..1."""
         return self.kv_used_blocks / self._budget_blocks
+
+    def requests(self) -> tuple[tuple[Request, RequestState], ...]:
+        """Everyone inside as the scheduler sees them between two steps: the batch in its order, the queue."""
+        everyone = (*self._running.values(), *self._waiting)
+        return tuple((live.request, self._decodes.state_of(live)) for live in everyone)
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises ValueError for a known id or one that can never fit the KV cache."""

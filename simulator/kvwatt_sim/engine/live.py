@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum, auto
 
+from kvwatt.state import RequestState
 from kvwatt_sim.engine.types import FinishReason, Request, RequestRecord
 
 
@@ -101,6 +102,18 @@ class DecodeGroup:
     def blocks_needed(self) -> int:
         """New blocks that the next step needs: one per member whose blocks are full."""
         return self._by_remainder[-self._steps % self._block_size]
+
+    def state_of(self, live: Live) -> RequestState:
+        """Progress of any request, a member or not."""
+        member = live.phase is Phase.DECODE
+        request = live.request
+        return RequestState(
+            arrival_s=request.arrival_s,
+            prompt_tokens=request.prompt_tokens,
+            computed_prompt_tokens=request.prompt_tokens if member else live.computed,
+            output_tokens=live.output_offset + self._steps if member else live.generated,
+            max_tokens=request.max_tokens,
+        )
 
     def needs_block(self, live: Live) -> bool:
         return (live.kv_offset + self._steps) % self._block_size == 0
