@@ -1,4 +1,4 @@
-"""`kvwatt train`: profile tables in, model artifact and its errors out."""
+"""`kvwatt train`: profile tables, or telemetry of a fleet, in; model artifact and its errors out."""
 
 from __future__ import annotations
 
@@ -24,10 +24,22 @@ SPLITS = {"fold": "random folds", "clock": "clock left out", "inner_clock": "inn
 
 
 def train(
-    profile: Annotated[
-        list[Path], typer.Option(help="Table written by `kvwatt profile`, or decode table; may be repeated.")
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the model.")],
+    profile: Annotated[
+        list[Path] | None,
+        typer.Option(help="Table written by `kvwatt profile`, or decode table; may be repeated."),
+    ] = None,
+    telemetry: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Parquet files with the columns of a profile, such as 'DIR/*.parquet', at the same path on "
+            "every worker; may be repeated. Needs --scheduler."
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Dask scheduler, such as tcp://HOST:8786; its workers need kvwatt[fleet]."),
+    ] = None,
     prefill: Annotated[list[Path] | None, typer.Option(help="Prefill table, when it is separate.")] = None,
     idle: Annotated[list[Path] | None, typer.Option(help="Idle power table, when it is separate.")] = None,
     hardware: Annotated[
@@ -39,7 +51,9 @@ def train(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the errors as JSON.")] = False,
 ) -> None:
-    """Fit the step-time and power model and report its cross-validated errors.
+    """Fit the step-time and power model and report its errors on points that were left out.
+
+    On this machine from --profile, or on a Dask cluster from --telemetry.
 
     Exit codes: 0 model written, 2 the tables cannot carry one.
     """
@@ -47,12 +61,19 @@ def train(
     from kvwatt.profiles import ProfileError
     from kvwatt.training import TrainingError
     from kvwatt.training import train as fit_model
+    from kvwattd.fleet.telemetry import TelemetryError
+    from kvwattd.fleet.training import FleetError, train_fleet
 
+    tables = [*(profile or ()), *(prefill or ()), *(idle or ())]
+    _check_sources(bool(profile), bool(tables), bool(telemetry), scheduler, folds)
     try:
-        table, origin = read_tables([*profile, *(prefill or ()), *(idle or ())], hardware, tp)
-        model = fit_model(table, origin, folds=folds)
+        if scheduler is not None and telemetry:
+            model, table = train_fleet(scheduler, telemetry, hardware, tp, _now())
+        else:
+            table, origin = read_tables(tables, hardware, tp)
+            model = fit_model(table, origin, folds=folds)
         artifact.save(model, output, table)
-    except (ProfileError, TrainingError, OSError) as error:
+    except (ProfileError, TrainingError, TelemetryError, FleetError, OSError) as error:
         typer.echo(f"kvwatt train: {error}", err=True)
         raise typer.Exit(2) from error
     if json_output:
@@ -61,10 +82,30 @@ def train(
         _show(model.manifest, model.upper_factor, output)
 
 
-def read_tables(paths: list[Path], hardware: str | None, tp: int | None) -> tuple[ProfileTable, Origin]:
-    """All tables as one, and where they come from. Raises ProfileError, OSError."""
+def _check_sources(
+    profile: bool, tables: bool, telemetry: bool, scheduler: str | None, folds: int | None
+) -> None:
+    """Either tables or telemetry; what belongs to the other is refused, not ignored."""
+    if telemetry and tables:
+        raise typer.BadParameter(
+            "give --profile to train here or --telemetry to train on a cluster, not both"
+        )
+    if telemetry != (scheduler is not None):
+        raise typer.BadParameter("--telemetry and --scheduler go together")
+    if telemetry and folds is not None:
+        raise typer.BadParameter("--folds is for --profile: telemetry is judged on a fifth of its points")
+    if not telemetry and not profile:
+        raise typer.BadParameter("nothing to train on: give --profile, or --telemetry with --scheduler")
+
+
+def _now() -> str:
     from datetime import UTC, datetime
 
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_tables(paths: list[Path], hardware: str | None, tp: int | None) -> tuple[ProfileTable, Origin]:
+    """All tables as one, and where they come from. Raises ProfileError, OSError."""
     from kvwatt.profiles import ProfileError, parse_csv, parse_notes, table_of
     from kvwatt.training import Origin
 
@@ -74,9 +115,8 @@ def read_tables(paths: list[Path], hardware: str | None, tp: int | None) -> tupl
     name = hardware or notes.get("hardware")
     if not name:
         raise ProfileError("the tables do not say which GPU they come from: give --hardware NAME")
-    created = datetime.now(UTC).isoformat(timespec="seconds")
     vllm, served = notes.get("vllm_version", "unknown"), notes.get("model_name", "unknown")
-    return table_of(rows, tp), Origin(name, vllm, served, created)
+    return table_of(rows, tp), Origin(name, vllm, served, _now())
 
 
 def _as_json(manifest: Manifest, upper_factor: float, output: Path) -> str:
