@@ -60,7 +60,8 @@ class TapStream:
         self._servers = 1
         self._told = self._counted = 0.0  # generated tokens: by the tap, by the page
         self._tokens = 0.0  # told since the newest page
-        self._compared_pages = -1  # -1: the interval running now began before the tap
+        self._pages = -1  # -1: the interval that runs now began before the tap
+        self._agrees: bool | None = None
         self._page: EngineSnapshot | None = None
         self._steps: deque[TapStep] = deque(maxlen=STEPS_KEPT)
         self._finished: deque[Finished] = deque(maxlen=FINISHED_KEPT)
@@ -110,16 +111,24 @@ class TapStream:
         tokens, self._tokens = self._tokens, 0.0
         if old is None or self.last_s is None or page.observed_s <= old.observed_s:
             return
-        if self._compared_pages >= 0:
+        if self._pages >= 0:
             keep = math.exp(-(page.observed_s - old.observed_s) / COMPARED_OVER_S)
             counted = max(page.generation_tokens_total - old.generation_tokens_total, 0.0)
             self._told = self._told * keep + tokens
             self._counted = self._counted * keep + counted
-        self._compared_pages += 1
+            self._judge()
+        self._pages += 1
+
+    def _judge(self) -> None:
+        """Trust is won and lost on enough tokens; what is less changes nothing."""
+        most = max(self._told, self._counted)
+        if most >= MIN_TOKENS:
+            self._agrees = abs(self._told - self._counted) <= TOLERANCE * most
 
     def restart(self) -> None:
         """Another engine run: what was compared so far says nothing any more."""
-        self._compared_pages, self._told, self._counted, self._page = -1, 0.0, 0.0, None
+        self._pages, self._told, self._counted, self._page = -1, 0.0, 0.0, None
+        self._agrees = None
         self._steps.clear()
         self._finished.clear()
         self.state = None
@@ -130,10 +139,10 @@ class TapStream:
             return "no record has come"
         if self._servers > 1:
             return f"{self._servers} API servers: each sees a part of every step"
-        if self._compared_pages < 1:
+        if self._agrees is None:
             return "being compared with the metrics page"
-        told, counted = self._told, self._counted
-        if max(told, counted) >= MIN_TOKENS and abs(told - counted) > TOLERANCE * max(told, counted):
+        if not self._agrees:
+            told, counted = self._told, self._counted
             return f"disagrees with the metrics page: {told:.0f} tokens told, {counted:.0f} counted"
         page = self._page
         if page is not None and page.running > 0 and page.observed_s - self.last_s > self._stale_after_s:

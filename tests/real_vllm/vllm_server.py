@@ -80,7 +80,9 @@ class VllmServer:
         *,
         environment: Mapping[str, str] | None = None,
         paths: Sequence[Path] = (),
+        worker: str | None = "slowed_worker.SlowedWorker",
     ) -> None:
+        self._worker = worker
         self._more_environment = dict(environment or {})
         self._paths = [HERE, REPOSITORY / "simulator", *paths]
         self._python = python
@@ -128,7 +130,7 @@ class VllmServer:
             return False
 
     def _command(self) -> list[str]:
-        options = {
+        options: dict[str, object] = {
             "--model": self._model,
             "--served-model-name": "tiny",
             "--host": "127.0.0.1",
@@ -140,8 +142,9 @@ class VllmServer:
             "--max-num-batched-tokens": MAX_BATCHED_TOKENS,
             "--block-size": BLOCK_SIZE,
             "--kv-cache-memory-bytes": "64M",
-            "--worker-cls": "slowed_worker.SlowedWorker",
         }
+        if self._worker is not None:
+            options["--worker-cls"] = self._worker
         words = [str(word) for pair in options.items() for word in pair]
         module = ["-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
         return [str(self._python), *module, *words]

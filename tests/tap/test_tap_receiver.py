@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tap_records import ended, record
 
@@ -82,6 +82,7 @@ def test_impossible_values_are_refused(position: int, value: float) -> None:
     assert cause_of(changed(position, value)) == "value"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_never_do_harm(datagram: bytes) -> None:
     """Any bytes are a record or a TapError."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tap_records import MODEL, ended, record
 
@@ -111,6 +111,14 @@ def test_a_tap_that_falls_silent_is_given_up_and_taken_up_again() -> None:
     assert played.tap.fault() is None
 
 
+def test_distrust_outlasts_a_pause() -> None:
+    """What disagreed is not forgotten while nothing is served: only agreement wins trust."""
+    played = Played(told=0.5)
+    for beat in range(1, 60):
+        played.tap.on_page(page(4.0 + beat * 0.5, 3 * played.steps, running=0))
+    assert played.tap.fault() is not None
+
+
 def test_an_idle_engine_makes_no_steps_and_no_doubt() -> None:
     """Without running requests no record is due."""
     played = Played()
@@ -176,6 +184,7 @@ def test_steps_and_finished_requests_are_taken_once() -> None:
     assert played.tap.take_steps() == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 200_000), min_size=1, max_size=60))
 def test_exact_histograms_hold_every_length_where_it_lies(lengths: list[int]) -> None:
     """Counts, sum and order are those of the lengths; a length model accepts it and has their mean."""

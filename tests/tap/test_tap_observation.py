@@ -1,0 +1,220 @@
+"""What the daemon makes of the tap: exact lengths and steps, a newer state; the poll wherever in doubt."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tap_records import MODEL, ended, record
+
+from kvwatt.compiled import CompiledModel
+from kvwatt.residual import expected_steps_s
+from kvwatt.state import EngineSnapshot, GpuSample, Histogram, Slo, SloTarget
+from kvwatt.traffic import kv_capacity_tokens
+from kvwattd.observation import Observation
+
+SLO = Slo(tbt=SloTarget(0.1))
+STEP_S, DECODES, POLL_STEPS = 0.025, 4, 20
+POLL_S = STEP_S * POLL_STEPS
+ENDED = (110, 190)
+BOUNDS = (100.0, 200.0, float("inf"))
+
+
+def table_model(scale: float = 1.0) -> CompiledModel:
+    """Steps of 10 ms and 1 ms per request, 1 us per 10 KV tokens, 20 us per prompt token; one clock."""
+    axes = (np.array([0.0, 1.0, 64.0]), np.array([0.0, 4096.0]), np.array([0.0, 4096.0]))
+    batch, context, prefill = np.meshgrid(*axes, indexing="ij")
+    step_s = scale * (0.010 + 1e-3 * batch + 1e-7 * batch * context + 2e-5 * prefill)
+    table = step_s.reshape(-1, 1).astype(np.float32)
+    return CompiledModel((1000,), 1.0, axes, table, np.full_like(table, 100.0), np.array([50.0]))
+
+
+def lengths(values: list[int]) -> Histogram:
+    cumulative = tuple(float(sum(v <= bound for v in values)) for bound in BOUNDS)
+    return Histogram(BOUNDS, cumulative, float(sum(values)), float(len(values)))
+
+
+def page(at_s: float, steps: int, finished: list[int]) -> EngineSnapshot:
+    tokens = float(steps * DECODES)
+    seconds = Histogram((0.1, float("inf")), (tokens, tokens), tokens * STEP_S, tokens)
+    done = float(len(finished))
+    return EngineSnapshot(
+        observed_s=at_s,
+        model_name=MODEL,
+        engine="0",
+        running=DECODES,
+        waiting=0,
+        waiting_for_capacity=0,
+        kv_usage=0.2,
+        block_size=16,
+        num_blocks=1001,
+        asleep=False,
+        prompt_tokens_total=0.0,
+        prompt_tokens_cached_total=0.0,
+        generation_tokens_total=tokens,
+        preemptions_total=0.0,
+        requests_finished_total=done,
+        iterations=Histogram((1.0, float("inf")), (0.0, float(steps)), tokens, float(steps)),
+        prompt_lengths=lengths(finished),
+        generation_lengths=lengths(finished),
+        ttft_s=Histogram((1.0, float("inf")), (done, done), done, done),
+        tbt_s=seconds,
+        itl_s=seconds,
+        e2e_s=Histogram((9.0, float("inf")), (done, done), done, done),
+    )
+
+
+def gpu(at_s: float) -> dict[str, GpuSample]:
+    return {"GPU-0": GpuSample(at_s, "GPU-0", 1000, 100.0, 100.0 * at_s, 50.0, 1.0, 0)}
+
+
+class Driven:
+    """An engine of four requests that finishes one of 110 and one of 190 tokens per poll."""
+
+    def __init__(self, tapped: bool, told: int = DECODES, model: CompiledModel | None = None) -> None:
+        self.observation = Observation(POLL_S, 1.5)
+        self.model = model or table_model()
+        self.told = told
+        self.tapped = tapped
+        self.steps = 0
+        self.finished: list[int] = []
+        self.now_s = 0.0
+        self.observation.on_page(page(0.0, 0, []))
+
+    def poll(self, polls: int = 12) -> None:
+        for _ in range(polls):
+            for last in [False] * (POLL_STEPS - 1) + [True]:
+                self.step(last)
+            self.finished += ENDED
+            self.observation.on_page(page(self.now_s + 0.001, self.steps, self.finished))
+            self.observation.calibrate(self.model, gpu(self.now_s), clock_steady=True)
+
+    def step(self, last: bool = False, **changed: object) -> None:
+        self.steps += 1
+        self.now_s = self.steps * STEP_S
+        if not self.tapped:
+            return
+        known = {
+            "sequence": self.steps,
+            "sent_s": self.now_s,
+            "step_s": STEP_S,
+            "decodes": DECODES,
+            "generation_tokens": self.told,
+            "generation_tokens_total": self.steps * self.told,
+            "running": DECODES,
+            "finished": [ended(n, n) for n in ENDED] if last else [],
+        }
+        self.observation.tap.on_record(record(**(known | changed)), self.now_s)
+
+
+def test_the_source_is_the_tap_where_there_is_one_and_the_poll_otherwise() -> None:
+    """And each time it is said which."""
+    for tapped, source in ((True, "tap"), (False, "poll")):
+        driven = Driven(tapped)
+        driven.poll()
+        assert driven.observation.source == source
+
+
+def test_lengths_from_the_tap_are_learned_where_they_lie() -> None:
+    """Answers have 110 or 190 tokens: the tap knows, the page's bucket of 100 to 200 does not."""
+    error = {}
+    for tapped in (True, False):
+        driven = Driven(tapped)
+        driven.poll(400)
+        half = driven.observation.estimator.outputs.survival(np.array([130.0, 165.0]))
+        error[tapped] = float(np.abs(half - 0.5).max())
+    assert error[True] < 0.05 < 0.1 < error[False]
+
+
+def test_every_finished_request_is_counted_once() -> None:
+    """Taking up the tap neither doubles nor loses a request."""
+    finished = []
+    for tapped in (True, False):
+        driven = Driven(tapped)
+        driven.poll(40)
+        traffic = driven.observation.traffic(SLO)
+        assert traffic is not None
+        finished.append(traffic.finished)
+    assert finished[0] == finished[1] == 80
+
+
+def test_the_model_is_checked_step_by_step() -> None:
+    """Measured is the steps' own time; expected is the model's at each step's own load."""
+    driven = Driven(tapped=True)
+    driven.poll()
+    observation = driven.observation
+    kv = 0.25 * kv_capacity_tokens(page(0.0, 0, []))
+    assert observation.measured_itl_s == pytest.approx(STEP_S)
+    assert observation.predicted_itl_s == pytest.approx(0.010 + 1e-3 * DECODES + 1e-7 * kv, rel=1e-3)
+    assert observation.calibration.samples >= 2
+
+
+def test_a_model_that_is_wrong_by_a_half_is_found_out_by_the_tap_alone() -> None:
+    """The bias learned from steps is that of the model, whoever scaled it."""
+    right = Driven(tapped=True, model=table_model(1.7))
+    wrong = Driven(tapped=True, model=table_model(1.7 * 2 / 3))
+    right.poll(400)
+    wrong.poll(400)
+    ratio = wrong.observation.calibration.bias / right.observation.calibration.bias
+    assert 1.35 < ratio < 1.55
+
+
+def test_long_prompts_booked_at_their_end_are_charged_as_chunks() -> None:
+    """5000 tokens in chunks of 2048 cost two full chunks and a rest, whichever step they are booked with."""
+    model = table_model()
+    one = np.array([4.0])
+    (got,) = expected_steps_s(model, one, 0 * one, np.array([5000.0]), 1000, 2048.0)
+    assert got == pytest.approx(0.014 + 2e-5 * 5000, rel=1e-4)
+
+
+def test_the_decision_s_state_is_that_of_the_newest_step() -> None:
+    """Between two pages batch, queue and cache come from the tap; with a newer page from the page."""
+    driven = Driven(tapped=True)
+    driven.poll()
+    observation = driven.observation
+    newest = observation.snapshot
+    assert newest is not None
+    assert observation.tap.live() is None
+    assert observation.state(newest, None).running == DECODES
+    driven.step(running=30, waiting=5, kv_usage=0.9)
+    live = observation.tap.live()
+    state = observation.state(newest, live)
+    assert (state.running, state.waiting, state.observed_s) == (30, 5, driven.now_s)
+    assert state.kv_used_tokens == pytest.approx(0.9 * kv_capacity_tokens(newest))
+
+
+def test_who_waits_since_the_page_has_waited_since_the_page() -> None:
+    """A burst is known with the step that sees it, and its wait is never taken for shorter than it may be."""
+    driven = Driven(tapped=True)
+    driven.poll()
+    observation = driven.observation
+    before = observation.traffic_now(SLO, None, driven.now_s)
+    driven.step(waiting=5)
+    seen = observation.traffic_now(SLO, observation.tap.live(), driven.now_s)
+    assert before is not None and seen is not None and observation.snapshot is not None
+    assert seen.unstarted == 5.0 > before.unstarted
+    assert seen.oldest_wait_s >= driven.now_s - observation.snapshot.observed_s
+
+
+def test_a_tap_that_contradicts_the_page_changes_nothing() -> None:
+    """Lengths, calibration and state are then exactly those of the poll alone."""
+    alone, contradicted = Driven(tapped=False), Driven(tapped=True, told=1)
+    for driven in (alone, contradicted):
+        driven.poll(30)
+        driven.step(running=0, waiting=0, kv_usage=0.0)
+    assert contradicted.observation.source == "poll"
+    assert contradicted.observation.tap.live() is None
+    assert contradicted.observation.predicted_itl_s == alone.observation.predicted_itl_s
+    assert contradicted.observation.measured_itl_s == alone.observation.measured_itl_s
+    levels = np.linspace(0.0, 500.0, 50)
+    ours, theirs = (d.observation.estimator.outputs.survival(levels) for d in (contradicted, alone))
+    assert np.array_equal(ours, theirs)
+
+
+def test_a_tap_cannot_hide_a_server_that_is_gone() -> None:
+    """Freshness is the page's: records without pages are no trust."""
+    driven = Driven(tapped=True)
+    driven.poll()
+    assert driven.observation.fault(driven.now_s) is None
+    for _ in range(100):
+        driven.step()
+    assert driven.observation.fault(driven.now_s) is not None
