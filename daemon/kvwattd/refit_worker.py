@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from kvwattd.api.schemas import RefitOutcome
 
 JOB, RESULT, MODEL = "job.json", "result.json", "model"
-MEMORY_BYTES = 3 << 30  # of address space, of which a fit touches about a tenth
+MEMORY_BYTES = 3 << 29  # of address space; a fit takes about 0.5 GB of it and touches half of that
 PROCESSOR_S = 120
 NICENESS = 19
 
@@ -58,7 +58,8 @@ class Result(_Message):
 
 
 def limit(memory_bytes: int = MEMORY_BYTES, processor_s: int = PROCESSOR_S) -> None:
-    """Bind this process for good."""
+    """Bind this process for good. Where memory runs out it is the first to go, before daemon and server."""
+    Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (processor_s, processor_s))

@@ -94,7 +94,8 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     """Beyond the limit an allocation fails instead of pushing the server out of memory."""
     greedy = (
         "from kvwattd.refit_worker import limit; limit(memory_bytes=1 << 30);"
-        "import os; assert os.nice(0) == 19; bytearray(2 << 30)"
+        "import os; assert os.nice(0) == 19;"
+        "assert open('/proc/self/oom_score_adj').read() == '1000\\n'; bytearray(2 << 30)"
     )
     done = subprocess.run([sys.executable, "-c", greedy], capture_output=True, text=True)
     assert done.returncode == 1 and "MemoryError" in done.stderr
