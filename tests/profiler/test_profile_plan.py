@@ -26,7 +26,9 @@ from kvwattd.profiler.rows import (
     WindowUnusable,
     check_plausible,
     decode_row,
+    mixed_row,
     prefill_row,
+    prompts_in,
 )
 from kvwattd.profiler.windows import Window, nominal_clock_mhz
 
@@ -180,3 +182,40 @@ def test_pauses_between_prompts_are_taken_off_their_power() -> None:
     assert row.step_time_s == pytest.approx(0.4)
     unknown = prefill_row(512, [0.4, 0.4], (1.0, 210.0), math.nan, 1500, 1500.0, 1)
     assert unknown.power_w == pytest.approx(210.0)
+
+
+def with_prompts(prompts: int, steps: int, plain_s: float, mixed_s: float, tokens: int = 500) -> Window:
+    """`steps` steps of four sequences, `prompts` of them with a prompt beside."""
+    total_s = (steps - prompts) * plain_s + prompts * mixed_s
+    first = snapshot(10.0, 500)
+    itl = histogram(first.itl_s.sum + 4 * total_s, first.itl_s.count + 4 * steps)
+    after = replace(
+        snapshot(10.0 + total_s, 500 + steps), itl_s=itl, prompt_tokens_total=1000.0 + prompts * tokens
+    )
+    share = prompts * mixed_s / total_s
+    return Window(first, after, (150 + share * 100) * total_s, total_s, 1500.0)
+
+
+def test_steps_with_a_prompt_are_told_from_those_without() -> None:
+    """Ten of thirty steps took a prompt: their time and power come out exactly."""
+    plain = decode_row(window(), 1500, batch=4, tp=1)
+    seen = with_prompts(10, 30, plain_s=0.02, mixed_s=0.09)
+    assert prompts_in(seen, 500, 4) == 10
+    row = mixed_row(seen, plain, 500, 10)
+    assert row.step_time_s == pytest.approx(0.09)
+    assert row.power_w == pytest.approx(250.0)
+    assert (row.decode_batch, row.prefill_tokens, row.kind) == (4, 500, "mixed")
+
+
+def test_windows_that_do_not_show_whole_prompts_are_refused() -> None:
+    """Too few prompts, parts of prompts, or steps faster than plain ones are no measurement."""
+    plain = decode_row(window(), 1500, batch=4, tp=1)
+    with pytest.raises(WindowUnusable, match="2 prompts"):
+        mixed_row(with_prompts(2, 30, 0.02, 0.09), plain, 500, 2)
+    with pytest.raises(WindowUnusable, match="no multiple"):
+        prompts_in(with_prompts(5, 30, 0.02, 0.09, tokens=450), 500, 4)
+    with pytest.raises(WindowUnusable, match="with a prompt took"):
+        mixed_row(with_prompts(10, 30, 0.02, 0.01), plain, 500, 10)
+    crowded = with_prompts(5, 30, 0.02, 0.09)
+    with pytest.raises(ForeignTrafficError, match="9 requests are running"):
+        prompts_in(replace(crowded, after=replace(crowded.after, running=9)), 500, 4)

@@ -35,14 +35,21 @@ def profile(
         int, typer.Option(min=200, help="Prompts are random tokens up to this.")
     ] = 31_999,
     engine: Annotated[str | None, typer.Option(help="Engine label, where the page has several.")] = None,
-    live: Annotated[bool, typer.Option(help="Measure beside other traffic, under the SLO.")] = False,
+    live: Annotated[
+        bool,
+        typer.Option(help="No load of its own: learn from the traffic, one clock down at a time, under SLO."),
+    ] = False,
+    target_error: Annotated[
+        float, typer.Option(min=0.001, max=0.5, help="Stop when unseen loads are predicted this well.")
+    ] = 0.03,
     window: Annotated[float, typer.Option(min=0.2, max=30, help="Seconds per measurement.")] = 1.2,
 ) -> None:
-    """Sweep clocks and loads with requests of its own and write what each step took and drew.
+    """Measure the most informative loads and clocks first and write what each step took and drew.
 
-    Refuses a server that serves others unless --live. Clocks are reset at the end, and by the guard if
-    this process dies. Exit codes: 0 done, 1 stopped by a problem (rows so far are kept), 2 wrong usage,
-    130 interrupted.
+    Loads are requests of its own, and a server that serves others is refused; with --live there are none,
+    and short excursions below the default clock end at the first sign that a promise suffers. Clocks are
+    reset at the end, and by the guard if this process dies. Exit codes: 0 done, 1 stopped by a problem
+    (rows so far are kept), 2 wrong usage, 130 interrupted.
     """
     from kvwattd.profiler.session import ProfileRequest
 
@@ -63,6 +70,7 @@ def profile(
         engine=engine,
         live=live,
         window_s=window,
+        target_error=target_error,
         spawn_guard=spawn_guard,
     )
     raise typer.Exit(_run(request))
@@ -93,5 +101,10 @@ def _run(request: ProfileRequest) -> int:
     console.print(
         f"{report.rows} rows from {report.loads} of {report.planned_loads} loads in {request.output}"
     )
+    if report.error is not None and report.bound is not None:
+        console.print(
+            f"loads left out of training: error {100 * report.error:.1f} %, 90 % bound x {report.bound:.3f}, "
+            f"after {report.seconds:.0f} s"
+        )
     console.print(f"next: kvwatt train --profile {request.output} -o MODEL")
     return 0 if report.rows else 1

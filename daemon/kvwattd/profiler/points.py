@@ -29,7 +29,7 @@ _STEPS_PER_WINDOW = 15
 _PROMPTS_PER_WINDOW = 8
 _LONGEST_WINDOW_S = 3.0
 _RETRIES = 2
-_MOST_PROMPTS = 12
+_LEAST_PROMPTS, _MOST_PROMPTS = 3, 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,8 @@ class PointMeter:
     tp: int
     random: random.Random
     idle_w: float = field(default=math.nan)
+    overhead_s: float = 0.0  # of one request beside its engine step
+    single_s: dict[int, float] = field(default_factory=dict)  # step time of one sequence, by clock
 
     async def decode(self, load: DecodeLoad | MixedLoad, batch: Batch, clock: int, worst_s: float) -> Point:
         """Steady decoding. `worst_s`: step time to expect at most, 0 when unknown."""
@@ -66,6 +68,8 @@ class PointMeter:
             except WindowUnusable as reason:
                 why = str(reason)
                 continue
+            if load.batch == 1:
+                self.single_s[clock] = row.step_time_s
             return Point((row,), max(window.itl_s or 0.0, row.step_time_s))
         return Point((), latency_s, why)
 
@@ -91,19 +95,42 @@ class PointMeter:
             return Point((decode, row), latency_s)
         return Point((decode,), latency_s, why)
 
-    async def prefill(self, load: PrefillLoad, clock: int) -> Point:
+    async def prefill(self, load: PrefillLoad, clock: int, worst_s: float) -> Point:
         """Single prompts, one after the other."""
+        if clock in self.single_s:
+            await self._learn_overhead(self.single_s[clock])
+        latency_s, why = worst_s, None
+        for _ in range(1 + _RETRIES):
+            row, slowest_s = await self._prompts_alone(load, clock)
+            latency_s = max(row.step_time_s, worst_s)
+            try:
+                check_plausible(row.step_time_s, worst_s)
+            except WindowUnusable as reason:
+                why = str(reason)
+                continue
+            return Point((row,), max(slowest_s if worst_s == 0 else 0.0, row.step_time_s))
+        return Point((), latency_s, why)
+
+    async def _prompts_alone(self, load: PrefillLoad, clock: int) -> tuple[ProfileRow, float]:
         begin_s, begin_j = await self.meter.energy()
         times: list[float] = []
         enough_s = time.monotonic() + self.window_s
-        while len(times) < 2 or (time.monotonic() < enough_s and len(times) < _MOST_PROMPTS):
+        while len(times) < _LEAST_PROMPTS or (time.monotonic() < enough_s and len(times) < _MOST_PROMPTS):
             times.append(await complete(self.target, load.prompt_tokens, 1, self.random))
         actual_mhz = await self.meter.clock_mhz()
         end_s, end_j = await self.meter.energy()
         self.lease.check()
         elapsed = (end_s - begin_s, end_j - begin_j)
-        row = prefill_row(load.prompt_tokens, times, elapsed, self.idle_w, clock, actual_mhz, self.tp)
-        return Point((row,), max(times))
+        row = prefill_row(
+            load.prompt_tokens, times, elapsed, self.idle_w, clock, actual_mhz, self.tp, self.overhead_s
+        )
+        return row, max(times)
+
+    async def _learn_overhead(self, single_s: float) -> None:
+        """What a request costs beside its step: a prompt of one token is a step like that of one sequence."""
+        times = [await complete(self.target, 1, 1, self.random) for _ in range(_LEAST_PROMPTS)]
+        seen_s = min(max(min(times) - single_s, 0.0), single_s)
+        self.overhead_s = seen_s if self.overhead_s == 0 else min(self.overhead_s, seen_s)
 
     async def idle(self, clock: int) -> Point:
         """Power while nothing runs."""

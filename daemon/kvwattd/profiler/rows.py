@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import median
 
 from kvwatt.profiles import ProfileRow
 from kvwattd.profiler.windows import Window, nominal_clock_mhz
@@ -14,6 +13,7 @@ MIN_PROMPTS = 3
 _LEAST_SHARE = 0.2  # of the window: below it the power of steps with prompts is lost in that of the others
 _LEAST_MIXED = 0.9  # a step with a prompt is not faster than one without
 _WHOLE = 0.02
+_UNEVEN = 0.05  # a steady batch differs by less: something held it up for a while
 _HELD_UP = 1.25  # beyond this a busy host, not the GPU, set the pace
 
 
@@ -34,6 +34,8 @@ def decode_row(window: Window, clock_mhz: int, batch: int, tp: int, *, live: boo
         raise WindowUnusable("the KV cache was full: requests were preempted")
     if not live:
         _check_own(window, batch)
+        if window.unevenness > _UNEVEN:
+            raise WindowUnusable(f"the halves of the window differ by {100 * window.unevenness:.0f} %")
     prefill_tokens = window.prompt_tokens / window.iterations
     mixed = prefill_tokens > 0
     return ProfileRow(
@@ -132,8 +134,13 @@ def prefill_row(
     clock_mhz: int,
     actual_mhz: float,
     tp: int,
+    overhead_s: float = 0.0,
 ) -> ProfileRow:
-    """Single prompts of `times_s` within `elapsed` (seconds, joules); pauses between them drew `idle_w`."""
+    """Single prompts of `times_s` within `elapsed` (seconds, joules); pauses between them drew `idle_w`.
+
+    A busy host can only add to a prompt's time: the shortest counts, less the `overhead_s` of a request.
+    """
+    times_s = [max(seconds - overhead_s, _LEAST_SHARE * seconds) for seconds in times_s]
     seconds, joules = elapsed
     busy_s = min(sum(times_s), seconds)
     pauses_j = (seconds - busy_s) * idle_w if math.isfinite(idle_w) else math.nan
@@ -143,7 +150,7 @@ def prefill_row(
         decode_batch=0.0,
         kv_tokens=0.0,
         prefill_tokens=float(prompt_tokens),
-        step_time_s=median(times_s),
+        step_time_s=min(times_s),
         power_w=power_w if power_w > 0 else math.nan,
         tp=tp,
         kind="prefill",

@@ -17,6 +17,7 @@ import httpx
 from kvwatt.state import EngineSnapshot
 from kvwattd.guard.protocol import GuardError, GuardHello
 from kvwattd.guard.spawn import spawn_guard
+from kvwattd.profiler.explore import ExploreOptions, Explorer
 from kvwattd.profiler.lease import ClockLease
 from kvwattd.profiler.plan import Limits, clock_ladder
 from kvwattd.profiler.rows import ForeignTrafficError
@@ -92,6 +93,9 @@ async def profile_server(request: ProfileRequest, progress: Callable[[str, float
             clocks = _clocks(request, infos, lease.hello)
             left_s = request.budget_s - (time.monotonic() - begin_s)
             with TableWriter(request.output, notes) as table:
+                if request.live:
+                    explore = _explore_options(request, left_s, len(infos))
+                    return await Explorer(meter, lease, clocks, explore, table.write, progress).run()
                 sweep = Sweep(
                     meter,
                     lease,
@@ -138,6 +142,15 @@ def _options(request: ProfileRequest, budget_s: float, tp: int) -> SweepOptions:
         target_error=request.target_error,
         tp=tp,
         seed=time.time_ns() & 0xFFFFFFFF,  # prompts of an earlier run may still be in the prefix cache
+    )
+
+
+def _explore_options(request: ProfileRequest, budget_s: float, tp: int) -> ExploreOptions:
+    return ExploreOptions(
+        budget_s=budget_s,
+        slo_tbt_s=request.slo_tbt_s,
+        slo_ttft_s=request.slo_ttft_s if request.slo_ttft_s is not None else math.inf,
+        tp=tp,
     )
 
 

@@ -132,7 +132,7 @@ class Sweep:
                     task,
                     "TTFT",
                     self._options.slo_ttft_s,
-                    lambda clock, _worst_s: self._points.prefill(load, clock),
+                    lambda clock, worst_s: self._points.prefill(load, clock, worst_s),
                 )
             else:
                 await self._idle(task)

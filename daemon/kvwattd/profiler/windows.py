@@ -26,6 +26,21 @@ class Window:
     energy_j: float
     energy_s: float  # between the two refreshes of the counter that `energy_j` spans
     clock_mhz: float  # mean over the ends and GPUs
+    middle: EngineSnapshot | None = None
+
+    @property
+    def unevenness(self) -> float:
+        """Relative difference of the time between tokens in the two halves; 0 where it is not known."""
+        if self.middle is None:
+            return 0.0
+        halves = [
+            (b.itl_s.sum - a.itl_s.sum, b.itl_s.count - a.itl_s.count)
+            for a, b in ((self.before, self.middle), (self.middle, self.after))
+        ]
+        if any(count <= 0 or total <= 0 for total, count in halves):
+            return 0.0
+        first, second = (total / count for total, count in halves)
+        return abs(first / second - 1.0)
 
     @property
     def power_w(self) -> float:
@@ -87,12 +102,13 @@ class Meter:
         """Measure for `seconds`. Raises TelemetryError, GpuUnavailable."""
         first_edge, first = await self._energy_edge()
         before = await self.snapshot()
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds / 2)
+        middle = await self.snapshot()
+        await asyncio.sleep(seconds / 2)
         after = await self.snapshot()
         last_edge, last = await self._energy_edge()
-        return Window(
-            before, after, _joules(last) - _joules(first), last_edge - first_edge, _clock(first, last)
-        )
+        joules, span_s = _joules(last) - _joules(first), last_edge - first_edge
+        return Window(before, after, joules, span_s, _clock(first, last), middle)
 
     async def energy(self) -> tuple[float, float]:
         """Instant of a refresh of the energy counter, and joules of all GPUs since the start."""
