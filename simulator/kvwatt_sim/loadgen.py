@@ -156,9 +156,11 @@ class _Exchange(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Count the tokens in what came, and see whether it was the end."""
         now_s = time.monotonic()
-        self._tail = (self._tail + data)[-(_TAIL_BYTES if self._status == 200 else _ERROR_BYTES) :]
+        self._tail += data
+        # The status stands at the beginning: nothing is cut off before it was read.
         if self._status is None and not self._read_status():
             return
+        self._tail = self._tail[-(_TAIL_BYTES if self._status == 200 else _ERROR_BYTES) :]
         seen = self._overlap + data
         self._overlap = seen[-(len(_EVENT) - 1) :]
         if tokens := seen.count(_EVENT):

@@ -123,6 +123,18 @@ async def test_events_cut_anywhere_are_counted_once() -> None:
     assert generator.records[0].error is None
 
 
+async def test_an_answer_that_comes_in_one_piece_is_read_from_its_beginning() -> None:
+    """A client that was held up finds status, tokens and end in its buffer at once."""
+
+    async def at_once(body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + 200 * _chunk(TOKEN) + _chunk(_usage(200)) + b"0\r\n\r\n")
+        await writer.drain()
+
+    async with serving(at_once) as fake:
+        generator = await _run(fake, [TraceRequest(0.0, 5, 200)], exact_lengths=True)
+    assert [(r.error, r.tokens) for r in generator.records] == [(None, 200)]
+
+
 async def test_usage_counts_when_an_event_carries_several_tokens() -> None:
     """The engine's usage is believed over the number of events."""
 
