@@ -47,7 +47,6 @@ class TapStep:
 class _Sender:
     sequence: int
     tokens_total: int
-    finished_total: int
     seen_s: float
 
 
@@ -94,9 +93,7 @@ class TapStream:
     def _progress(self, record: Record, received_s: float) -> int:
         """Tokens generated since the sender's record before, those of lost records included."""
         known = self._senders.get(record.sender)
-        self._senders[record.sender] = _Sender(
-            record.sequence, record.generation_tokens_total, record.finished_total, received_s
-        )
+        self._senders[record.sender] = _Sender(record.sequence, record.generation_tokens_total, received_s)
         if known is None or record.sequence <= known.sequence:
             self._senders = {
                 pid: s for pid, s in self._senders.items() if received_s - s.seen_s < SENDERS_FORGOTTEN_S

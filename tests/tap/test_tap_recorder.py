@@ -169,6 +169,14 @@ def test_what_is_kept_for_later_is_bounded(recorder: Recorder, listener: Listene
     assert got[-1].finished_total == 3 * KEPT_FINISHED
 
 
+def test_engines_of_one_server_are_told_apart(recorder: Recorder, listener: Listener) -> None:
+    """Data parallel: each engine's records are numbered and summed on their own, so that none seems lost."""
+    for engine in (0, 1, 1, 0, 1):
+        recorder.record(scheduler(), iteration(), engine=engine)
+    got = [(item.engine, item.sequence, item.generation_tokens_total) for item in listener.records()]
+    assert got == [(0, 1, 3), (1, 1, 3), (1, 2, 6), (0, 2, 6), (1, 3, 9)]
+
+
 def test_the_instance_s_name_comes_from_the_environment(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:

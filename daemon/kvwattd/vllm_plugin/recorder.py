@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from dataclasses import dataclass, field
 from itertools import islice
 
 import msgspec
@@ -27,6 +28,16 @@ from kvwattd.vllm_plugin.wire import (
 KEPT_FINISHED = 4 * MAX_FINISHED
 
 
+@dataclass(slots=True)
+class _Engine:
+    """One engine of the server (data parallel: several): its records are numbered and summed on their own."""
+
+    sequence: int = 0
+    generated: int = 0
+    finished: int = 0
+    unsent: deque[Finished] = field(default_factory=lambda: deque(maxlen=KEPT_FINISHED))
+
+
 class Recorder:
     """The tap of one API server process."""
 
@@ -39,10 +50,7 @@ class Recorder:
         self._model = reading.served_name(vllm_config)
         self._servers = reading.api_servers(vllm_config)
         self._pid = os.getpid()
-        self._sequence = 0
-        self._generated = 0
-        self._finished = 0
-        self._unsent: deque[Finished] = deque(maxlen=KEPT_FINISHED)
+        self._engines: dict[int, _Engine] = {}
 
     @property
     def dropped(self) -> int:
@@ -52,35 +60,42 @@ class Recorder:
     def record(self, scheduler: object, iteration: object, engine: int) -> None:
         """Send one step; `scheduler` or `iteration` may be None."""
         now_s = time.monotonic()
-        self._generated += reading.whole(getattr(iteration, "num_generation_tokens", None))
+        told = self._engines.get(engine) or self._engines.setdefault(int(engine), _Engine())
+        told.generated += reading.whole(getattr(iteration, "num_generation_tokens", None))
         ended = getattr(iteration, "finished_requests", None)
-        self._finished += len(ended) if ended else 0
+        told.finished += len(ended) if ended else 0
         if not self._sender.listening(now_s):
             self._sender.dropped += 1
             return
         if ended:
-            self._unsent.extend(reading.finished(ended))
-        self._sequence += 1
-        batch = list(islice(self._unsent, MAX_FINISHED)) if self._unsent else []
-        record = self._step(scheduler, iteration, engine, now_s, batch)
+            told.unsent.extend(reading.finished(ended))
+        told.sequence += 1
+        batch = list(islice(told.unsent, MAX_FINISHED)) if told.unsent else []
+        record = self._step(scheduler, iteration, (engine, told), now_s, batch)
         self._encoder.encode_into(record, self._buffer)
         if self._sender.send(self._buffer, now_s):
             for _ in batch:
-                self._unsent.popleft()
+                told.unsent.popleft()
 
     def close(self) -> None:
         """Let go of the socket."""
         self._sender.close()
 
     def _step(
-        self, scheduler: object, iteration: object, engine: int, now_s: float, ended: list[Finished]
+        self,
+        scheduler: object,
+        iteration: object,
+        of: tuple[int, _Engine],
+        now_s: float,
+        ended: list[Finished],
     ) -> Record:
+        engine, told = of
         gaps = getattr(iteration, "inter_token_latencies_iter", None)
         first = getattr(iteration, "time_to_first_tokens_iter", None)
         usage = getattr(scheduler, "kv_cache_usage", None)
         return Record(
             version=VERSION,
-            sequence=self._sequence,
+            sequence=told.sequence,
             sent_s=now_s,
             sender=self._pid,
             servers=self._servers,
@@ -97,8 +112,8 @@ class Recorder:
             prompt_tokens=reading.computed_prompt_tokens(iteration),
             chunk_tokens=reading.chunk_tokens(scheduler),
             preempted=reading.whole(getattr(iteration, "num_preempted_reqs", None)),
-            generation_tokens_total=self._generated,
-            finished_total=self._finished,
+            generation_tokens_total=told.generated,
+            finished_total=told.finished,
             dropped_total=self._sender.dropped,
             first_tokens_s=[float(s) for s in first[:MAX_FIRST_TOKENS]] if first else [],
             finished=ended,

@@ -37,7 +37,7 @@ class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One engine step as the API server saw it."""
 
     version: int
-    sequence: int  # of this sender; a gap is a record that was lost
+    sequence: int  # of this sender and engine; a gap is a record that was lost
     sent_s: float  # the sender's monotonic clock, the same as the receiver's on one host
     sender: int  # process id
     servers: int  # API server processes: with more than one, each sees a part of every step
