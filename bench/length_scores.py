@@ -75,6 +75,12 @@ def online(requests: Sequence[TraceRequest]) -> LengthScore:
     return _score(who, expected, observed)
 
 
+def shuffled(requests: Sequence[TraceRequest]) -> LengthScore:
+    """As `frozen` with the halves drawn at random: what is left when the trace cannot drift between them."""
+    order = np.random.default_rng(SEED).permutation(len(requests))
+    return frozen([requests[i] for i in order])
+
+
 def _expect(model: ClassLengths, requests: Sequence[TraceRequest], first: int) -> tuple[Ints, Floats, Floats]:
     """Request, expected and observed remainder for every token of every request."""
     prompt = np.array([r.prompt_tokens for r in requests], dtype=np.float64)
