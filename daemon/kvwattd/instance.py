@@ -16,6 +16,7 @@ from kvwatt.policy import Applied, PolicyParams, decide
 from kvwatt.state import Binding, Decision, EngineShape, GpuSample, Slo
 from kvwattd.config import InstanceConfig, Mode
 from kvwattd.durations import Durations
+from kvwattd.latency_monitor import LatencyMonitor
 from kvwattd.observation import Observation
 from kvwattd.regime import DECIDES, Facts, Regime, Standing, advance
 from kvwattd.savings import Savings
@@ -78,6 +79,7 @@ class InstanceRuntime:
     decisions: deque[Recorded] = field(default_factory=lambda: deque(maxlen=DECISIONS_KEPT))
     bindings: Counter[Binding] = field(default_factory=Counter)
     savings: Savings = field(default_factory=Savings)
+    latencies: LatencyMonitor = field(default_factory=LatencyMonitor)
     _actuation_fault: tuple[str, float] | None = None  # with the moment of the next try
     _refusals: int = 0
     _trusted_since_s: float = 0.0
@@ -120,6 +122,15 @@ class InstanceRuntime:
         if before and self.regime in DECIDES:
             used_j = sum(mine[u].energy_j - before[u].energy_j for u in mine if u in before)
             self.savings.observe(used_j, self.last, self.regime is Regime.ACTIVE)
+
+    def check_latencies(self) -> None:
+        """Score the newest page against the forecast that the last decision made."""
+        page, last = self.observation.snapshot, self.last
+        if page is not None and page is self.observation.first:
+            self.latencies.restart()
+        if page is not None:
+            forecast = (last.chosen or last.at_default) if last is not None else None
+            self.latencies.on_page(page, forecast, self.slo)
 
     def on_gpu_error(self, reason: str) -> None:
         self.gpu_fault = reason

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from kvwatt.calibration import OnlineCalibration
+from kvwatt.calibration import RegimeCalibration
 from kvwatt.compiled import CompiledModel
 from kvwatt.lengths import LengthModel
 from kvwatt.operating import Factors
@@ -60,6 +60,7 @@ class Span:
     """
 
     duration_s: float = 0.0
+    prompts: bool = False  # computed in any of the intervals
     _expected_sum_s: float = 0.0
     _measured_sum_s: float = 0.0
     _tokens: float = 0.0
@@ -87,7 +88,7 @@ class Observation:
         self._poll_s = poll_s
         self._stale_after_s = stale_after_s
         self.estimator = new_estimator()
-        self.calibration = OnlineCalibration()
+        self.calibration = RegimeCalibration()
         self.progress = Progress(stale_after_s)
         self.tap = TapStream(stale_after_s)
         self._steps: list[TapStep] = []  # of the newest interval, where the tap is relied on
@@ -111,7 +112,7 @@ class Observation:
         self._failing, self.layout = None, layout
         if self.snapshot is not None and self._is_another_run(snapshot):
             self.estimator.restart()
-            self.calibration, self._bounds = OnlineCalibration(), None
+            self.calibration, self._bounds = RegimeCalibration(), None
             self.first = None
             self.tap.restart()
         self.tap.on_page(snapshot)
@@ -125,7 +126,7 @@ class Observation:
 
     def on_model(self) -> None:
         """Another model serves: what was learned of the old one's error does not hold for it."""
-        self.calibration, self._bounds, self._span = OnlineCalibration(), None, Span()
+        self.calibration, self._bounds, self._span = RegimeCalibration(), None, Span()
         self.predicted_itl_s = self.measured_itl_s = None
 
     def _is_another_run(self, snapshot: EngineSnapshot) -> bool:
@@ -169,10 +170,12 @@ class Observation:
             if expected is None:
                 return
             self._span.add(expected * step.itl_count, step.itl_sum_s, step.itl_count, step.dt_s)
+        self._span.prompts = self._span.prompts or step.prompt_tokens > 0
         if self._span.duration_s >= CALIBRATION_SPAN_S:
             span, self._span = self._span, Span()
             self.predicted_itl_s, self.measured_itl_s = span.expected_s, span.measured_s
-            self.calibration.update(span.expected_s, span.measured_s, snapshot.observed_s)
+            regime = "mixed" if span.prompts else "decode"
+            self.calibration.update(span.expected_s, span.measured_s, snapshot.observed_s, regime)
 
     def _add_steps(self, compiled: CompiledModel, page: EngineSnapshot, clock_mhz: int, dt_s: float) -> None:
         """Every step on its own, with the load it really had."""

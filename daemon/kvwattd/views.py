@@ -13,12 +13,14 @@ from kvwattd.api.schemas import (
     GpuView,
     GuardView,
     InstanceView,
+    LatencyBoundView,
     ModelVersionsView,
     ModelVersionView,
     ModelView,
     OverrideView,
     ProjectionView,
     RefitView,
+    RegimeView,
     SavingsView,
     SloView,
     StepView,
@@ -62,6 +64,10 @@ def instance_view(
         step=step_view(run.observation),
         slo=SloView.of(run.slo),
         attainment=attainment_views(run.observation, run.slo),
+        latency_bounds={
+            metric: LatencyBoundView(factor=c.factor, coverage=c.coverage)
+            for metric, c in run.latencies.calibrations.items()
+        },
         telemetry=telemetry_view(run, now_s),
         model=model,
         savings=savings_view(run),
@@ -117,7 +123,12 @@ def step_view(observation: Observation) -> StepView:
         error_ratio=error,
         bias=calibration.bias,
         upper_factor=calibration.upper_factor,
+        coverage=calibration.coverage,
         drifted=calibration.drifted,
+        regimes={
+            name: RegimeView(bias=c.bias, upper_factor=c.upper_factor, coverage=c.coverage, samples=c.samples)
+            for name, c in calibration.regimes.items()
+        },
     )
 
 

@@ -178,6 +178,35 @@ INSTANCE_SERIES: tuple[Series[InstanceView], ...] = (
         "Factor from the predicted step time to its upper bound.",
         lambda v: v.step.upper_factor,
     ),
+    _one(
+        "kvwatt_step_time_coverage_ratio",
+        "Share of measured step times within the 90 % upper bound so far, 0 to 1.",
+        lambda v: v.step.coverage,
+    ),
+    Series(
+        "kvwatt_step_time_regime_bias_ratio",
+        "Correction factor learned online, by kind of interval (decode, mixed with prompts).",
+        lambda v: [((name,), regime.bias) for name, regime in v.step.regimes.items()],
+        ("regime",),
+    ),
+    Series(
+        "kvwatt_step_time_regime_upper_ratio",
+        "Factor from the corrected step time to its upper bound, by kind of interval.",
+        lambda v: [((name,), regime.upper_factor) for name, regime in v.step.regimes.items()],
+        ("regime",),
+    ),
+    Series(
+        "kvwatt_latency_bound_upper_ratio",
+        "Factor by which the forecast latency would have to be widened to hold.",
+        lambda v: [((str(metric),), bound.factor) for metric, bound in v.latency_bounds.items()],
+        ("metric",),
+    ),
+    Series(
+        "kvwatt_latency_bound_coverage_ratio",
+        "Share of requests within the widened forecast so far, 0 to 1.",
+        lambda v: [((str(metric),), bound.coverage) for metric, bound in v.latency_bounds.items()],
+        ("metric",),
+    ),
     _one("kvwatt_model_drifted", "1 when predictions no longer fit, else 0.", lambda v: v.step.drifted),
     _states(
         "kvwatt_model_state",

@@ -85,6 +85,22 @@ class ProjectionView(View):
     kv_usage: float | None = None
 
 
+class RegimeView(View):
+    """Online calibration of one kind of interval: plain decode, or mixed with prompts."""
+
+    bias: float
+    upper_factor: float
+    coverage: float | None = None
+    samples: int = 0
+
+
+class LatencyBoundView(View):
+    """How the forecast of one latency holds."""
+
+    factor: float = Field(1.0, description="what the forecast would have to be widened by to hold")
+    coverage: float | None = Field(None, description="share of requests within the widened forecast so far")
+
+
 class StepView(View):
     """Mean time of an engine step (TBT), as predicted for the clock in force and as measured."""
 
@@ -93,7 +109,9 @@ class StepView(View):
     error_ratio: float | None = Field(None, description="predicted / measured - 1")
     bias: float | None = Field(None, description="online correction factor on the prediction")
     upper_factor: float | None = Field(None, description="factor from prediction to its upper bound")
+    coverage: float | None = Field(None, description="share of measurements within that bound so far")
     drifted: bool = False
+    regimes: dict[str, RegimeView] = Field(default_factory=dict)
 
 
 class TapView(View):
@@ -304,6 +322,7 @@ class InstanceView(View):
     step: StepView = StepView()
     slo: SloView = SloView()
     attainment: dict[Metric, AttainmentView] = Field(default_factory=dict)
+    latency_bounds: dict[Metric, LatencyBoundView] = Field(default_factory=dict)
     telemetry: TelemetryView = TelemetryView()
     model: ModelView
     savings: SavingsView | None = None
