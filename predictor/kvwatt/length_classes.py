@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvwatt.hints import HintTrust
-from kvwatt.length_curves import CELLS, EDGES, Curves, Floats, Ints, curves_of, hazards_of
+from kvwatt.length_curves import CELLS, EDGES, LONGEST_TOKENS, Curves, Floats, Ints, curves_of, hazards_of
 from kvwatt.length_drift import DriftDetector
 from kvwatt.length_tree import Classes, Sample, TreeOptions, fit_classes
 from kvwatt.state import RequestState
@@ -152,8 +152,9 @@ class ClassLengths:
     def _watch(self, ended: Sequence[FinishedRequest]) -> None:
         """Feed hints' truth and the drift detector, before these requests change the model."""
         for request in ended:
-            if request.hint_tokens is not None and request.hint_tokens > 0:
-                self.hints.update(request.hint_tokens, request.output_tokens)
+            hint = request.hint_tokens
+            if hint is not None and 0.0 < hint < math.inf:  # callers may say anything
+                self.hints.update(hint, request.output_tokens)
         if self._classes is not None and ended:
             prompt = np.array([r.prompt_tokens for r in ended], dtype=np.float64)
             tokens = np.array([r.output_tokens for r in ended], dtype=np.float64)
@@ -171,26 +172,31 @@ class ClassLengths:
         if self._classes is None:
             return np.zeros(len(requests.prompt), dtype=np.intp)
         row = self._classes.classify(requests.prompt, requests.limit)
-        hinted = requests.hint > 0
-        for i in np.flatnonzero(hinted).tolist() if hinted.any() else ():
-            row[i] = self._hinted_row(int(row[i]), float(requests.hint[i]))
+        hinted = np.flatnonzero((requests.hint > 0) & (requests.hint < math.inf))
+        if hinted.size:
+            row[hinted] = self._hinted_rows(row[hinted], requests.hint[hinted])
         return row
 
-    def _hinted_row(self, row: int, hint_tokens: float) -> int:
-        """A row for requests of one class with about this hint, made when first asked for."""
-        key = (row, round(math.log2(max(hint_tokens, 1.0)) * _HINTS_PER_DOUBLING))
-        if key not in self._hinted:
-            survival = self._curves.survival_rows[row]
-            about = 2.0 ** (key[1] / _HINTS_PER_DOUBLING)
-            mass = (survival[:-1] - survival[1:]) * self.hints.likelihood(about)
-            left = np.append(np.cumsum(mass[::-1])[::-1], 0.0) / max(float(mass.sum()), 1e-300)
-            extra = curves_of(hazards_of(left[None, :]))
-            self._hinted[key] = self._curves.rows
+    def _hinted_rows(self, row: Ints, hint_tokens: Floats) -> list[int]:
+        """Rows for requests of a class with about these hints, made when first asked for."""
+        steps = np.round(np.log2(np.clip(hint_tokens, 1.0, LONGEST_TOKENS)) * _HINTS_PER_DOUBLING)
+        keys = list(zip(row.tolist(), steps.astype(int).tolist(), strict=True))
+        missing = [key for key in dict.fromkeys(keys) if key not in self._hinted]
+        if missing:
+            self._hinted |= {key: self._curves.rows + i for i, key in enumerate(missing)}
+            extra = curves_of(hazards_of(np.array([self._weighed(*key) for key in missing])))
             self._curves = Curves(
                 np.concatenate([self._curves.survival_rows, extra.survival_rows]),
                 np.concatenate([self._curves.tail_rows, extra.tail_rows]),
             )
-        return self._hinted[key]
+        return [self._hinted[key] for key in keys]
+
+    def _weighed(self, row: int, hint_step: int) -> Floats:
+        """Survival of a class given a hint: its lengths weighed by the hint's likelihood under each."""
+        survival = self._curves.survival_rows[row]
+        likelihood = self.hints.likelihood(2.0 ** (hint_step / _HINTS_PER_DOUBLING))
+        mass = (survival[:-1] - survival[1:]) * likelihood
+        return np.append(np.cumsum(mass[::-1])[::-1], 0.0) / max(float(mass.sum()), 1e-300)
 
     def alive(self, requests: Requests, ahead: Floats) -> Floats:
         """P(request i still runs after ahead[i, k] more tokens), (n, k)."""

@@ -73,6 +73,17 @@ def test_one_liar_is_not_believed_on_his_word() -> None:
     assert trust.likelihood(1000.0).min() > 0.9
 
 
+def test_callers_may_say_anything() -> None:
+    """Hints of zero, infinity or NaN count as none, finished or running."""
+    model, _ = taught(lambda n, _: n)
+    seen = model.hints.seen
+    for nonsense in (0.0, -5.0, math.inf, math.nan):
+        model.update([FinishedRequest(100, 50, hint_tokens=nonsense)])
+        assert expected(model, nonsense) == pytest.approx(expected(model, math.nan))
+    assert model.hints.seen == seen
+    assert math.isfinite(expected(model, 1e12))
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_nonsense_is_refused_by_name(value: float) -> None:
     """A hint is a positive number of tokens."""
