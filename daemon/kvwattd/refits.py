@@ -34,7 +34,7 @@ from kvwattd.refit_worker import JOB, MODEL, RESULT, Job, Result, Shape
 
 log = logging.getLogger(__name__)
 
-DEADLINE_S = 300.0  # of wall clock; the worker's own limit is on processor time
+DEADLINE_S = 600.0  # of wall clock, for it yields to everybody; its own limit is on processor time
 SAMPLES = "samples.json"
 MAX_SAMPLES_BYTES = 1 << 24
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -107,10 +107,11 @@ class Refits:
         except (OSError, ValueError, VersionError) as error:
             result = Result(outcome="failed", reason=str(error))
         status = self.status[run.name]
+        news = (status.last, status.reason) != (result.outcome, result.reason)
         status.last, status.reason = result.outcome, result.reason
         status.finished_unix_s = time.time()
         status.outcomes[result.outcome] += 1
-        level = logging.WARNING if result.outcome == "failed" else logging.INFO
+        level = logging.WARNING if result.outcome == "failed" and news else logging.INFO
         log.log(level, "instance %s: refit %s: %s", run.name, result.outcome, result.reason)
         if result.outcome == "promoted":
             self._promoted()

@@ -24,6 +24,7 @@ from kvwatt.training import MIN_ROWS, OutOfFold, TrainingError, scores, upper_fa
 from kvwattd.fleet.telemetry import FEATURES, Frame, Telemetry, labelled, read
 
 CONNECT_S = 10.0
+SOCKET_MINUTES = 10  # of silence between workers before LightGBM gives up; its own default is two hours
 
 
 class FleetError(Exception):
@@ -140,6 +141,7 @@ def _boosted(
         min_child_samples=min(options.min_child_samples, max(len(points) // 4, 1)),
         reg_lambda=options.l2,
         min_data_in_bin=1,
+        time_out=SOCKET_MINUTES,
         boost_from_average=False,
         deterministic=True,
         force_row_wise=True,

@@ -64,11 +64,12 @@ def _train_into(card: Card, folder: Path) -> None:
     created = datetime.now(UTC).isoformat(timespec="seconds")
     origin = Origin(hardware=card.gpu_name, vllm_version="simulated", model_name=card.model, created=created)
     rows = virtual_profile.virtual_profile(card, SEED, clocks=_clocks(card))
-    model = train(table_of(rows), origin, folds=FOLDS, by_clock=False)
+    table = table_of(rows)
+    model = train(table, origin, folds=FOLDS, by_clock=False)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        artifact.save(model, work)
+        artifact.save(model, work, table)
         if folder.exists():  # damaged: a good one would have been used
             shutil.rmtree(folder)
         work.rename(folder)
