@@ -76,6 +76,7 @@ class Moment:
     totals: tuple[int, ...]
     hints: tuple[float, ...]
     mean_prompt: float
+    sd_prompt: float
     mean_output: float
 
     @property
@@ -170,6 +171,7 @@ class Replay:
             tuple(total for total, _ in told),
             tuple(hint for _, hint in told),
             float(np.mean([r.prompt_tokens for r in recent])),
+            float(np.std([r.prompt_tokens for r in recent])),
             float(np.mean([r.output_tokens for r in recent])),
         )
 
@@ -248,7 +250,7 @@ class Replay:
             arrival_upper_per_s=rate_per_s,
             dispersion=max(self._rate.dispersion, 1.0),
             prompt_mean_tokens=prompt,
-            prompt_sd_tokens=prompt,
+            prompt_sd_tokens=moment.sd_prompt,
             prompt_quantiles_tokens=2 * prompt * PROMPT_LEVELS,
             output_mean_tokens=output,
             output_short_tokens=2 * output * SHORT_LEVELS,

@@ -103,7 +103,9 @@ def _assemble(
     new_batch, new_kv = _arrivals(traffic, steps, times)
     footprint = traffic.prompt_mean_tokens + traffic.output_mean_tokens
     batch_sd = np.sqrt(inside.batch_var + new_batch * traffic.dispersion)
-    kv_sd = np.sqrt(inside.kv_var + new_batch * traffic.dispersion * footprint**2)
+    # A random sum: its variance is that of the number and that of the prompts.
+    each_var = traffic.dispersion * footprint**2 + traffic.prompt_sd_tokens**2
+    kv_sd = np.sqrt(inside.kv_var + new_batch * each_var)
     cap = float(shape.max_num_seqs)
     # Half a block per request is lost to rounding on average, a whole one at worst.
     batch_mean = np.minimum(inside.batch + new_batch, cap)

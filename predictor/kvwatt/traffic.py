@@ -8,12 +8,14 @@ than any other estimate here.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from kvwatt.length_classes import ClassLengths, FinishedRequest
 from kvwatt.lengths import LengthModel
 from kvwatt.state import EngineSnapshot, Histogram
 
@@ -22,6 +24,7 @@ FloatArray = npt.NDArray[np.float64]
 
 PROMPT_LEVELS = np.array([0.0, 0.25, 0.5, 0.75, 0.85, 0.9, 0.95, 0.98, 0.99, 1.0])
 BURST_MEMORY_S = 4.0  # about the life of a short answer while prompts are being computed
+LEAST_BY_CLASS = 100  # finished requests before lengths by class take the place of the histogram's
 SHORT_LEVELS = np.array([0.02, 0.05, 0.1, 0.25, 0.5, 1.0])
 
 
@@ -160,6 +163,7 @@ class TrafficEstimator:
     ) -> None:
         self.prompts = prompts
         self.outputs = outputs
+        self.by_class = ClassLengths()
         self._rate = DecayingRate(rate_time_constant_s)
         self._slow_rate = DecayingRate(8 * rate_time_constant_s)
         self._previous: EngineSnapshot | None = None
@@ -202,6 +206,10 @@ class TrafficEstimator:
             )
         )
         return step
+
+    def learn_requests(self, finished: Sequence[FinishedRequest]) -> None:
+        """Single finished requests, where they are known: lengths by class, once there are enough."""
+        self.by_class.update(finished)
 
     def _learn(self, prompts: Histogram, outputs: Histogram) -> None:
         """Lengths of finished requests; the first page brings those since the server's start."""
@@ -246,7 +254,7 @@ class TrafficEstimator:
             burst_tokens=self._burst_tokens(),
             exposure_s=self._rate.exposure_s,
             finished=self._finished,
-            lengths=self.outputs,
+            lengths=self.by_class if self.by_class.finished >= LEAST_BY_CLASS else self.outputs,
         )
 
     def _burst_tokens(self) -> float:
