@@ -1,6 +1,6 @@
 """Turns the statistics of a step into a record and sends it. Every step of vLLM passes here: microseconds.
 
-Whatever a record could not deliver of finished requests goes with the next one, up to a limit.
+Finished requests of a record that could not be sent go with the next one, up to a limit.
 """
 
 from __future__ import annotations
@@ -76,6 +76,10 @@ class Recorder:
         if self._sender.send(self._buffer, now_s):
             for _ in batch:
                 told.unsent.popleft()
+
+    def flush(self) -> None:
+        """Send what found the queue full, if no step comes to do it."""
+        self._sender.flush(time.monotonic())
 
     def close(self) -> None:
         """Let go of the socket."""

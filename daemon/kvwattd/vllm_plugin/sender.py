@@ -1,10 +1,17 @@
-"""Sends datagrams to whoever listens, and never waits: nobody there, or a full queue, means dropped."""
+"""Sends datagrams to whoever listens, and never waits.
+
+The kernel queues few of them (net.unix.max_dgram_qlen, often 10): on a busy host the listener is late for
+more. What finds the queue full is kept, up to a limit, and goes out before what comes later.
+"""
 
 from __future__ import annotations
 
 import socket
+from collections import deque
 
 RETRY_S = 1.0
+KEPT = 256  # datagrams, of about 100 bytes each
+FLUSHED_AT_ONCE = 16  # so that no step pays for a long stall
 
 
 class Sender:
@@ -14,6 +21,7 @@ class Sender:
         self._path = path
         self._socket: socket.socket | None = None
         self._retry_at_s = 0.0
+        self._kept: deque[bytes] = deque()
         self.dropped = 0
 
     def listening(self, now_s: float) -> bool:
@@ -23,24 +31,33 @@ class Sender:
         return self._socket is not None
 
     def send(self, datagram: bytes | bytearray, now_s: float) -> bool:
-        """True when it was taken."""
+        """True when it was taken, or will go out before the next one."""
+        self.flush(now_s)
+        if self._socket is None or len(self._kept) >= KEPT:
+            self.dropped += 1
+            return False
+        self._kept.append(bytes(datagram))
+        self.flush(now_s)
+        return self._socket is not None
+
+    def flush(self, now_s: float) -> None:
+        """Send what was kept, as far as the queue takes it."""
         if self._socket is None:
-            self.dropped += 1
-            return False
+            return
         try:
-            self._socket.send(datagram)
+            for _ in range(min(len(self._kept), FLUSHED_AT_ONCE)):
+                self._socket.send(self._kept[0])
+                self._kept.popleft()
         except BlockingIOError:
-            self.dropped += 1
-            return False
+            return
         except OSError:
-            self.dropped += 1
             self.close()
             self._retry_at_s = now_s + RETRY_S
-            return False
-        return True
 
     def close(self) -> None:
         """Let go of the listener."""
+        self.dropped += len(self._kept)
+        self._kept.clear()
         if self._socket is not None:
             self._socket.close()
             self._socket = None

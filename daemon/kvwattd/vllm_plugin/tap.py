@@ -50,6 +50,11 @@ class KvwattTap(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM has no t
         if self._recorder is not None:
             log.info("kvwatt tap: records go to %s", os.environ.get(SOCKET_ENV, DEFAULT_SOCKET))
 
+    def log(self) -> None:
+        """vLLM calls this every few seconds, busy or not."""
+        if self._recorder is not None:
+            self._recorder.flush()
+
     def _failed(self) -> None:
         self._faults += 1
         log.exception("kvwatt tap: a step could not be recorded (%d in a row)", self._faults)
