@@ -195,7 +195,7 @@ class Daemon:
             run.observation.interval,
             run.samples,
             run.observation.chunk_tokens(),
-            steady,
+            steady and run.regime is not Regime.FAILSAFE,
         )
         if run.regime is Regime.LEARNING:
             self.samples.observe(run.name, run.observation.interval, run.samples, run.config.tp)

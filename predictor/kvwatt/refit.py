@@ -33,6 +33,7 @@ POWER_TOLERANCE = 0.01
 _COMMON_LIMIT = 2.0
 _PROMPT_SHARE = 0.4  # of a step: beyond it, what is left for decoding is more model than measurement
 _PROMPT_SHARE_POWER = 0.1
+_ODD = 2.0
 _ROWS_PER_CELL = 3  # as many as a leaf of the correction needs
 _MAX_FACTOR = 10.0
 
@@ -145,7 +146,9 @@ def training_table(profile: ProfileTable, shipped: StepModel, c: Columns) -> Pro
     decode_s, share = c.itl_s - extra_s, extra_s / c.itl_s
     power_w = np.where(share <= _PROMPT_SHARE_POWER, c.power_w, np.nan)
     hungrier = _common(power_w / shipped.power_w(c.clock_mhz, c.batch, c.kv, 0.0))
-    usable = share <= _PROMPT_SHARE
+    # A host that was starved for a while made single points several times slower: no law of the GPU.
+    odd = np.abs(np.log(c.itl_s / (expected_itl_s(shipped, c) * slower))) > np.log(_ODD)
+    usable = (share <= _PROMPT_SHARE) & ~odd
     columns = np.stack([c.clock_mhz, c.batch, c.kv, decode_s, power_w])[:, usable]
     rows = _cell_means(columns)
     none = np.zeros(rows.shape[1])

@@ -157,3 +157,17 @@ def test_speed_seen_while_decoding_is_not_credited_to_prompts(
     ratio = table.step_time_s[rows] / profile.step_time_s
     assert np.allclose(ratio[prompts], 1.0)
     assert (ratio[~prompts] < 0.85).all()
+
+
+def test_a_host_that_was_starved_for_a_while_spoils_nothing(
+    profile: ProfileTable, shipped: StepModel
+) -> None:
+    """A tenth of the points eight times too slow: the challenger is as right as without them."""
+    clean = served(10, 300, slower)
+    starved = [replace(s, itl_s=s.itl_s * 8) if s.number % 10 == 0 else s for s in clean]
+    unseen = columns_of(served(11, 300, slower))
+    off = [
+        float(np.abs(np.log(expected_itl_s(model, unseen) / unseen.itl_s)).mean())
+        for model in (fit_challenger(profile, shipped, samples) for samples in (clean, starved))
+    ]
+    assert off[0] < 0.04 and off[1] < off[0] + 0.01
