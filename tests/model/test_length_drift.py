@@ -10,13 +10,13 @@ from kvwatt.length_drift import DriftDetector
 
 
 def test_false_alarms_are_as_rare_as_promised() -> None:
-    """Without drift at most a few of forty streams of 10,000 values ever alarm (one in twenty expected)."""
+    """Without drift hardly any of fifteen streams of 10,000 values ever alarms (one in twenty expected)."""
     alarms = 0
-    for seed in range(40):
+    for seed in range(15):
         detector = DriftDetector()
         values = np.random.default_rng(seed).random(10_000)
         alarms += any(_drifts(detector, values))
-    assert alarms <= 5
+    assert alarms <= 3
 
 
 def _drifts(detector: DriftDetector, values: np.ndarray) -> list[bool]:
