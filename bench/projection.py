@@ -16,7 +16,8 @@ Lengths are learned from the requests that had finished before the decision. The
 to hold in 90 % of cases. Hints are the true length times log-normal noise with a 95th percentile of 30 %.
 
 Options of the length model come from forward validation inside the first half of the conversation trace
-(fitted to 40 to 90 % of it, scored on the tenth that follows), not from what is scored here.
+(fitted to 40 to 90 % of it, scored on the next tenth); the replay, which learns as it goes, covers that
+half too. That step times need correcting by octave of batch and chunk was seen in its first 20 minutes.
 """
 
 from __future__ import annotations
