@@ -19,7 +19,7 @@ from kvwatt.compiled import CompiledModel
 from kvwatt.lengths import LengthModel
 from kvwatt.operating import Factors
 from kvwatt.policy import Bounds
-from kvwatt.residual import expected_itl_s, expected_steps_s
+from kvwatt.residual import MIN_ITERATIONS, expected_itl_s, expected_steps_s
 from kvwatt.state import EngineSnapshot, EngineState, GpuSample, Histogram, Slo
 from kvwatt.traffic import Interval, Traffic, TrafficEstimator, aged, kv_capacity_tokens
 from kvwattd.progress import Progress
@@ -163,6 +163,8 @@ class Observation:
         if step is None or snapshot is None or not samples or not clock_steady:
             return
         clock_mhz = min(sample.clock_mhz for sample in samples.values())
+        if 0 < len(self._steps) < MIN_ITERATIONS:
+            return
         if self._steps:
             self._add_steps(compiled, snapshot, clock_mhz, step.dt_s)
         else:

@@ -158,6 +158,20 @@ def test_a_model_that_is_wrong_by_a_half_is_found_out_by_the_tap_alone() -> None
     assert 1.35 < ratio < 1.55
 
 
+def test_a_handful_of_steps_between_idle_pages_teaches_nothing() -> None:
+    """What is learned of the model rests on stretches of work, with the tap as without."""
+    driven = Driven(tapped=True)
+    driven.poll()
+    before = driven.observation.calibration.samples
+    for _ in range(20):
+        for _ in range(3):
+            driven.step()
+        driven.observation.on_page(page(driven.now_s + 0.001, driven.steps, driven.finished))
+        driven.observation.calibrate(driven.model, gpu(driven.now_s), clock_steady=True)
+    assert driven.observation.source == "tap"
+    assert driven.observation.calibration.samples == before
+
+
 def test_long_prompts_booked_at_their_end_are_charged_as_chunks() -> None:
     """5000 tokens in chunks of 2048 cost two full chunks and a rest, whichever step they are booked with."""
     model = table_model()
