@@ -38,7 +38,8 @@ from kvwattd.guard.spawn import spawn_guard
 from kvwattd.profiler.lease import ClockLease
 from kvwattd.telemetry.poller import Poller, new_client
 
-pytestmark = pytest.mark.vllm
+# Not part of CI: a model's error within 5 % is a measurement, which a busy machine makes worse.
+pytestmark = pytest.mark.vllm_profile
 
 GPU = "GPU-5f1c2b7e-0000-4000-8000-000000000021"
 UNSEEN_MHZ = (1200, 1890)  # between the clocks of the profile
