@@ -38,7 +38,7 @@ CALIBRATION_SPAN_S = 2.0
 MIN_CHUNK_TOKENS = 16.0
 
 # The first requests to finish are the short ones: these pseudo-requests keep the first guesses on the
-# long side. Their weight fades as real ones come; before MIN_FINISHED real ones nothing is decided.
+# long side. Their weight fades as real ones come; before a few real ones (policy) nothing is decided.
 PRIOR_OUTPUTS = Histogram((128.0, 256.0, 512.0, float("inf")), (0.5, 1.0, 2.0, 2.0), 600.0, 2.0)
 PRIOR_PROMPTS = Histogram((256.0, 1024.0, 4096.0, float("inf")), (0.4, 1.2, 2.0, 2.0), 2600.0, 2.0)
 

@@ -30,7 +30,7 @@ class PolicyParams:
     margin: float = 0.05
     reaction_s: float = 1.0
     min_exposure_s: float = 3.0
-    min_finished: float = 5.0
+    min_finished: float = 3.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ def demo(
         Path | None,
         typer.Option(metavar="FILE", help="Replay this Azure 2023 CSV, thinned to the load."),
     ] = None,
-    load: Annotated[float, typer.Option(help="Request rate as a share of the plant's capacity.")] = 0.5,
+    load: Annotated[float, typer.Option(help="Request rate as a share of the plant's capacity.")] = 0.4,
     seed: Annotated[int, typer.Option(help="Draws other requests.")] = 0,
 ) -> None:
     """Show what kvwatt saves, on two simulated GPUs: no GPU, no vLLM, no configuration.

@@ -32,7 +32,7 @@ class DemoOptions:
     """What the command line said. `seconds` bounds everything, setup and stopping included."""
 
     seconds: float = 60.0
-    load: float = 0.5
+    load: float = 0.4
     seed: int = 0
     trace: Path | None = None
     json_file: Path | None = None
