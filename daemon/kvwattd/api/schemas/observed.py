@@ -1,0 +1,74 @@
+"""What is seen of GPUs and engines: readings, steps, telemetry."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from kvwattd.api.schemas.base import View
+
+
+class GpuView(View):
+    uuid: str
+    name: str = ""
+    clock_target_mhz: int | None = Field(None, description="null is driver default")
+    clock_actual_mhz: int | None = None
+    power_w: float | None = None
+    energy_j: float | None = Field(None, description="sum of energy counter deltas since the daemon started")
+    temperature_c: float | None = None
+    utilization: float | None = None
+    event_reasons: int | None = Field(None, description="NVML clocks event reasons, bit mask")
+    age_s: float | None = Field(None, description="age of the reading")
+
+
+class ProjectionView(View):
+    horizon_s: float
+    batch: float
+    kv_tokens: float
+    kv_usage: float | None = None
+
+
+class RegimeView(View):
+    """Online calibration of one kind of interval: plain decode, or mixed with prompts."""
+
+    bias: float
+    upper_factor: float
+    coverage: float | None = None
+    samples: int = 0
+
+
+class StepView(View):
+    """Mean time of an engine step (TBT), as predicted for the clock in force and as measured."""
+
+    predicted_s: float | None = None
+    measured_s: float | None = None
+    error_ratio: float | None = Field(None, description="predicted / measured - 1")
+    bias: float | None = Field(None, description="online correction factor on the prediction")
+    upper_factor: float | None = Field(None, description="factor from prediction to its upper bound")
+    coverage: float | None = Field(None, description="share of measurements within that bound so far")
+    drifted: bool = False
+    regimes: dict[str, RegimeView] = Field(default_factory=dict)
+
+
+class TapView(View):
+    """The plugin inside vLLM: what it sent, and why it is not relied on, if so."""
+
+    age_s: float | None = Field(None, description="age of the newest record")
+    records_total: int = 0
+    lost_total: int = Field(0, description="records that the sender numbered and that never came")
+    step_s: float | None = Field(None, description="time of the newest step that gave tokens")
+    unused: str | None = Field(None, description="why the poll is used instead; null while the tap is used")
+
+
+class TelemetryView(View):
+    source: Literal["tap", "poll"] = Field(
+        "poll", description="where step times, finished lengths and the newest state come from"
+    )
+    tap: TapView | None = Field(None, description="null where no tap is configured")
+    age_s: float | None = Field(None, description="age of the newest accepted scrape")
+    fresh: bool = False
+    layout: str | None = None
+    polls_total: int = 0
+    errors_total: dict[str, int] = Field(default_factory=dict, description="failed polls by cause")
+    last_error: str | None = None
