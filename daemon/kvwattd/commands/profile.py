@@ -12,37 +12,57 @@ if TYPE_CHECKING:
     from kvwattd.profiler.session import ProfileRequest
 
 
+Url = Annotated[str, typer.Option(help="The vLLM server, http://HOST:PORT.")]
+Gpus = Annotated[list[str], typer.Option(help="GPU of the server, by UUID or index; repeat for several.")]
+Live = Annotated[
+    bool,
+    typer.Option(help="No load of its own: learn from the traffic, one clock down at a time, under SLO."),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")]
+# The guard
+GuardSocket = Annotated[Path, typer.Option(help="Socket of the guard.")]
+SpawnGuard = Annotated[
+    bool,
+    typer.Option("--spawn-guard", help="Start a guard for the time of the sweep (needs its privileges)."),
+]
+# How long and how well
+Minutes = Annotated[float, typer.Option(min=0.05, max=1440, help="Bound on the whole sweep.")]
+TargetError = Annotated[
+    float, typer.Option(min=0.001, max=0.5, help="Stop when unseen loads are predicted this well.")
+]
+Window = Annotated[float, typer.Option(min=0.2, max=30, help="Seconds per measurement.")]
+# Promises that the sweep keeps
+SloTbt = Annotated[float, typer.Option(min=0.001, help="Seconds between tokens never to exceed.")]
+SloTtft = Annotated[float | None, typer.Option(min=0.001, help="Seconds to first token of a single prompt.")]
+# Clocks
+Clocks = Annotated[int, typer.Option(min=2, max=64, help="Number of clocks to measure at.")]
+MinMhz = Annotated[int | None, typer.Option(help="Lowest clock; default 30 % of the highest.")]
+MaxMhz = Annotated[int | None, typer.Option(help="Highest clock; default the highest supported.")]
+# The server
+AsStarted = Annotated[int, typer.Option(min=1, help="As the server was started.")]
+LastTokenId = Annotated[int, typer.Option(min=200, help="Prompts are random tokens up to this.")]
+Engine = Annotated[str | None, typer.Option(help="Engine label, where the page has several.")]
+
+
 def profile(
-    url: Annotated[str, typer.Option(help="The vLLM server, http://HOST:PORT.")],
-    gpu: Annotated[list[str], typer.Option(help="GPU of the server, by UUID or index; repeat for several.")],
-    guard_socket: Annotated[Path, typer.Option(help="Socket of the guard.")] = Path("/run/kvwatt/guard.sock"),
-    spawn_guard: Annotated[
-        bool,
-        typer.Option("--spawn-guard", help="Start a guard for the time of the sweep (needs its privileges)."),
-    ] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")] = Path("profile.csv"),
-    minutes: Annotated[float, typer.Option(min=0.05, max=1440, help="Bound on the whole sweep.")] = 10.0,
-    slo_tbt: Annotated[float, typer.Option(min=0.001, help="Seconds between tokens never to exceed.")] = 0.2,
-    slo_ttft: Annotated[
-        float | None, typer.Option(min=0.001, help="Seconds to first token of a single prompt.")
-    ] = None,
-    clocks: Annotated[int, typer.Option(min=2, max=64, help="Number of clocks to measure at.")] = 7,
-    min_mhz: Annotated[int | None, typer.Option(help="Lowest clock; default 30 % of the highest.")] = None,
-    max_mhz: Annotated[int | None, typer.Option(help="Highest clock; default the highest supported.")] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="As the server was started.")] = 256,
-    max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="As the server was started.")] = 2048,
-    last_token_id: Annotated[
-        int, typer.Option(min=200, help="Prompts are random tokens up to this.")
-    ] = 31_999,
-    engine: Annotated[str | None, typer.Option(help="Engine label, where the page has several.")] = None,
-    live: Annotated[
-        bool,
-        typer.Option(help="No load of its own: learn from the traffic, one clock down at a time, under SLO."),
-    ] = False,
-    target_error: Annotated[
-        float, typer.Option(min=0.001, max=0.5, help="Stop when unseen loads are predicted this well.")
-    ] = 0.03,
-    window: Annotated[float, typer.Option(min=0.2, max=30, help="Seconds per measurement.")] = 1.2,
+    url: Url,
+    gpu: Gpus,
+    guard_socket: GuardSocket = Path("/run/kvwatt/guard.sock"),
+    spawn_guard: SpawnGuard = False,
+    output: Output = Path("profile.csv"),
+    minutes: Minutes = 10.0,
+    slo_tbt: SloTbt = 0.2,
+    slo_ttft: SloTtft = None,
+    clocks: Clocks = 7,
+    min_mhz: MinMhz = None,
+    max_mhz: MaxMhz = None,
+    max_num_seqs: AsStarted = 256,
+    max_num_batched_tokens: AsStarted = 2048,
+    last_token_id: LastTokenId = 31_999,
+    engine: Engine = None,
+    live: Live = False,
+    target_error: TargetError = 0.03,
+    window: Window = 1.2,
 ) -> None:
     """Measure the most informative loads and clocks first and write what each step took and drew.
 
