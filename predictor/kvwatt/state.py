@@ -80,7 +80,8 @@ class EngineShape:
 class RequestState:
     """One request as the scheduler sees it. `weight` < 1: a cohort estimated from aggregates.
 
-    `hint_tokens`: the caller's own guess of the output length, if it gave one.
+    `hint_tokens`: the caller's own guess of the output length, if it gave one. `first_token_s`: when its
+    first token came, None before; from it on the time between its tokens counts.
     """
 
     arrival_s: float
@@ -90,6 +91,7 @@ class RequestState:
     max_tokens: int | None = None
     weight: float = 1.0
     hint_tokens: float | None = None
+    first_token_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

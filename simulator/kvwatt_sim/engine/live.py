@@ -113,6 +113,7 @@ class DecodeGroup:
             computed_prompt_tokens=request.prompt_tokens if member else live.computed,
             output_tokens=live.output_offset + self._steps if member else live.generated,
             max_tokens=request.max_tokens,
+            first_token_s=live.first_token_s,
         )
 
     def needs_block(self, live: Live) -> bool:
