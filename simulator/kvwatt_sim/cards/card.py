@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvwatt_sim.gpu import StepLaw
@@ -57,7 +57,7 @@ class Card:
     kv_bytes_per_token: int
     power: PowerLaw
     step: StepLaw
-    provenance: Mapping[str, Provenance]
+    provenance: Mapping[str, Provenance] = field(hash=False)
 
     def gpu_spec(self, uuid: str) -> GpuSpec:
         """The simulated NVML's view of one of the card's GPUs."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kvwatt.state import EngineShape, EngineSnapshot, GpuSample
+import numpy as np
+
+from kvwatt.state import EngineShape, EngineSnapshot, EngineState, GpuSample
 from kvwatt_sim.cards import Card
 from kvwatt_sim.engine import Engine, EventKind, FinishReason, Request, RequestRecord, StepPlan
 from kvwatt_sim.gpu import capped_clock_mhz, power_w, step
+from kvwatt_sim.replay.gaps import BINS, Gaps, bin_of
 from kvwatt_sim.replay.meter import E2E_S, LENGTH_TOKENS, STEP_TOKENS, TBT_S, TTFT_S, Meter
+from kvwatt_sim.replay.outcome import Outcome
 from kvwatt_sim.traces import TraceRequest
 
 MAX_TOKENS = 2048
@@ -46,6 +50,7 @@ class VirtualPlant:
         self._left = 1.0  # share of the step in progress that is still to do
         self._power_w = 0.0
         self._actual_mhz = card.boost_mhz
+        self._gaps = np.zeros(BINS, dtype=np.int64)
 
     def set_clock(self, clock_mhz: int | None, latency_s: float) -> None:
         """Lock the clock (None: driver default); it takes effect `latency_s` later."""
@@ -104,7 +109,9 @@ class VirtualPlant:
 
     def _complete(self, plan: StepPlan) -> None:
         if plan.decode_batch:
-            self._meters.itl.observe(self.now_s - plan.start_s, plan.decode_batch)
+            gap_s = self.now_s - plan.start_s
+            self._meters.itl.observe(gap_s, plan.decode_batch)
+            self._gaps[bin_of(gap_s)] += plan.decode_batch
         self._meters.iterations.observe(plan.scheduled_tokens)
         for event in self.engine.complete(plan, self.now_s):
             if event.kind is EventKind.FIRST:
@@ -127,6 +134,43 @@ class VirtualPlant:
         m.outputs.observe(record.output_tokens)
         if record.first_token_s is not None and record.last_token_s is not None and record.output_tokens > 1:
             m.tbt.observe((record.last_token_s - record.first_token_s) / (record.output_tokens - 1))
+
+    @property
+    def clock_mhz(self) -> int:
+        """The clock in force."""
+        return self._clock_mhz
+
+    @property
+    def power_w(self) -> float:
+        """Watts of the whole group at this moment."""
+        return self._power_w
+
+    def state(self) -> EngineState:
+        """Batch and queue with every request, as the server's own scheduler knows them."""
+        e = self.engine
+        return EngineState(
+            observed_s=self.now_s,
+            running=e.running,
+            waiting=e.waiting,
+            kv_used_tokens=float(e.kv_used_blocks * e.shape.block_size),
+            requests=tuple(state for _, state in e.requests()),
+        )
+
+    def true_output_tokens(self) -> tuple[int, ...]:
+        """What nobody can know live: the final output length of each of `state().requests`, in order."""
+        return tuple(request.total_output_tokens for request, _ in self.engine.requests())
+
+    def outcome(self, clock_changes: int) -> Outcome:
+        """The run so far."""
+        return Outcome(
+            energy_j=self.energy_j,
+            duration_s=self.now_s,
+            tokens=sum(record.output_tokens for record in self.records),
+            clock_changes=clock_changes,
+            steps=self.engine.counters.steps,
+            records=tuple(self.records),
+            gaps=Gaps(self._gaps),
+        )
 
     def snapshot(self) -> EngineSnapshot:
         """The metrics page at this moment."""
