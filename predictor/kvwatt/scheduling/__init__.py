@@ -1,0 +1,1 @@
+"""KV-cache scheduling with unknown output lengths: GSA and GBA with their guarantees, and references."""
