@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Protocol
 
 from kvwattd.guard.client import GuardClient
-from kvwattd.guard.protocol import Code, GuardError, GuardHello
+from kvwattd.guard.protocol import Code, GuardError, GuardGpu, GuardHello, GuardStatus
 
 log = logging.getLogger(__name__)
 
 RECONNECT_S = 0.5
+STATUS_PERIOD_S = 0.25
 START_GRACE_S = 5.0  # a guard that is just being started cannot answer yet
 # After these the connection says nothing about the future: drop it, and the guard resets everything.
 CONNECTION_LOST = frozenset({Code.UNREACHABLE, Code.TIMEOUT, Code.LEASE_EXPIRED, Code.BUSY, Code.STOPPING})
@@ -38,6 +39,7 @@ class Outcome(Protocol):
 
     def on_applied(self, clock_mhz: int | None, now_s: float) -> None: ...
     def on_actuation_error(self, reason: str, now_s: float) -> None: ...
+    def on_alarm(self, reason: str | None) -> None: ...
 
 
 class GuardLink:
@@ -56,7 +58,10 @@ class GuardLink:
         self._changed = asyncio.Event()
         self._needed = False
         self._patient_until_s = 0.0
+        self._sending: str | None = None  # whose wish is on its way
+        self._asked_s = float("-inf")
         self.hello: GuardHello | None = None
+        self.status: GuardStatus | None = None  # the newest, None while not connected
         self.errors = 0
         self.last_error: str | None = "not connected yet"
         self.renewed_s: float | None = None
@@ -87,6 +92,19 @@ class GuardLink:
         if old is None or old[0] != wish:
             self._changed.set()
 
+    async def released(self, name: str, limit_s: float) -> None:
+        """Wait until an instance's GPUs are at driver default; at the limit the guard resets all of ours."""
+        until_s = self._now() + limit_s
+        while self._sending == name or _holds(self._applied.get(name)):
+            if self._now() >= until_s:
+                await self.close(f"{name} could not be reset in time")
+            await asyncio.sleep(0.02)
+
+    def forget(self, name: str) -> None:
+        """Nothing more is wished for an instance, nor told to it."""
+        self._wishes.pop(name, None)
+        self._applied.pop(name, None)
+
     async def run(self) -> None:
         """Apply wishes as they change and keep the lease alive."""
         try:
@@ -109,6 +127,7 @@ class GuardLink:
             self._changed.clear()
             # First the lease: a set would settle an expiry for all GPUs, those of other instances too.
             await self._renew()
+            await self._ask()
             await self._apply()
         except GuardError as error:
             await self._lost(error)
@@ -134,11 +153,30 @@ class GuardLink:
         self.renewed_s = self._now()
         log.info("guard: connected, lease %.1f s, GPUs %s", self.hello.lease_s, ", ".join(self.hello.gpus))
 
+    async def _ask(self) -> None:
+        """What the guard sees: it may have had to undo, or to leave to others, what was applied."""
+        now_s = self._now()
+        if self._client is None or now_s - self._asked_s < STATUS_PERIOD_S:
+            return
+        self._asked_s = now_s
+        self.status = await self._client.status()
+        gpus = {gpu.uuid: gpu for gpu in self.status.gpus}
+        for name, (wish, outcome) in list(self._wishes.items()):
+            mine = [gpus[uuid] for uuid in wish.uuids if uuid in gpus]
+            outcome.on_alarm("; ".join(f"guard: {gpu.alarm}" for gpu in mine if gpu.alarm) or None)
+            held = self._applied.get(name)
+            if held is not None and held.uuids == wish.uuids and _undone(held, mine):
+                del self._applied[name]
+                told = [text for gpu in mine if (text := gpu.alarm or gpu.fault)]
+                reason = "; ".join(told) or "the clock is not held any more"
+                outcome.on_actuation_error(f"guard: {reason}", self._now())
+
     async def _apply(self) -> None:
         for name, (wish, outcome) in list(self._wishes.items()):
             held = self._applied.get(name)
             if held == wish or (held is None and wish.target_mhz is None):
                 continue
+            self._sending = name
             try:
                 await self._send(wish)
             except GuardError as error:
@@ -148,6 +186,8 @@ class GuardLink:
                     raise
                 self._count(error)
                 continue
+            finally:
+                self._sending = None
             self._applied[name] = wish
             outcome.on_applied(wish.target_mhz, self._now())
 
@@ -183,9 +223,19 @@ class GuardLink:
         client, self._client = self._client, None
         held, self._applied = self._applied, {}
         self.renewed_s = None
+        self.status, self._asked_s = None, float("-inf")
         self.last_error = reason
         if client is not None:
             await client.close()
-        for name in held:
-            if name in self._wishes:
-                self._wishes[name][1].on_applied(None, self._now())
+        for name, (_, outcome) in self._wishes.items():
+            outcome.on_alarm(None)
+            if name in held:
+                outcome.on_applied(None, self._now())
+
+
+def _undone(held: Wish, gpus: list[GuardGpu]) -> bool:
+    return held.target_mhz is not None and any(gpu.target_mhz != held.target_mhz for gpu in gpus)
+
+
+def _holds(wish: Wish | None) -> bool:
+    return wish is not None and wish.target_mhz is not None

@@ -80,6 +80,7 @@ class InstanceRuntime:
     bindings: Counter[Binding] = field(default_factory=Counter)
     savings: Savings = field(default_factory=Savings)
     latencies: LatencyMonitor = field(default_factory=LatencyMonitor)
+    _guard_alarm: str | None = None
     _actuation_fault: tuple[str, float] | None = None  # with the moment of the next try
     _refusals: int = 0
     _trusted_since_s: float = 0.0
@@ -149,6 +150,10 @@ class InstanceRuntime:
         self._actuation_fault = (reason, now_s + retry_s)
         self.confirmed_mhz = None
 
+    def on_alarm(self, reason: str | None) -> None:
+        """What the guard found on these GPUs: another program's clock, or one not obeyed; None is well."""
+        self._guard_alarm = reason
+
     def tick(self, now_s: float, mode: Mode, guard_fault: str | None, guard_ready: bool = True) -> int | None:
         """Advance the regime, decide where it decides, and return the clock to hold (None: default)."""
         self._expire(now_s)
@@ -184,6 +189,8 @@ class InstanceRuntime:
             return f"GPU readings are {max(ages):.1f} s old (limit {GPU_STALE_S:g} s)"
         if mode is Mode.ACTIVE and guard_fault is not None:
             return guard_fault
+        if mode is Mode.ACTIVE and self._guard_alarm is not None:
+            return self._guard_alarm
         return self._actuation_fault[0] if self._actuation_fault is not None else None
 
     def _pending(self, mode: Mode, guard_ready: bool) -> str | None:

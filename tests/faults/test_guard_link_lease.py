@@ -30,6 +30,9 @@ class Told:
     def on_actuation_error(self, reason: str, now_s: float) -> None:
         self.errors += 1
 
+    def on_alarm(self, reason: str | None) -> None:
+        """Nobody else sets clocks here."""
+
 
 async def test_after_a_stall_every_instance_gets_its_clock_again(tmp_path: Path) -> None:
     """One instance's new wish after an expired lease brings the other's clock back too."""

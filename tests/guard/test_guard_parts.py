@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvwattd import sdnotify
-from kvwattd.guard.config import ConfigError, build, load, parse_flags
+from kvwattd.guard.config import ConfigError, build, load, parse_flags, with_file
 from kvwattd.guard.lease import Lease
 from kvwattd.guard.protocol import Code, GuardError
 from kvwattd.guard.statefile import StateFile, StateFileError
@@ -175,12 +175,18 @@ def test_one_guard_per_record(tmp_path: Path) -> None:
         ("state_file", 7),
         ("socket_mode", "0666"),
         ("socket_mode", "rw"),
+        ("gpus", ["GPU-../../etc"]),
+        ("hold_off_s", 0.0),
+        ("users", "root"),
+        ("users", ["nobody-of-that-name"]),
+        ("groups", ["no-group-of-that-name"]),
+        ("lock_dir", "locks"),
     ],
 )
 def test_config_refusals(key: str, value: object) -> None:
     """A value that is not accepted is refused by name, with what is."""
     values: dict[str, object] = {"gpus": [UUIDS[0]], "max_mhz": 2000, key: value}
-    with pytest.raises(ConfigError, match=rf"^(?:{key}|max_mhz) = .*expected"):
+    with pytest.raises(ConfigError, match=rf"^(?:{key}|max_mhz) = .*(?:expected|no such name)"):
         build(values)
 
 
@@ -188,8 +194,7 @@ def test_config_file_and_flags(tmp_path: Path) -> None:
     """Flags override the file; unknown keys and broken files are refused."""
     path = tmp_path / "guard.toml"
     path.write_text(f'gpus = ["{UUIDS[0]}"]\nmin_mhz = 300\nlease_s = 1\nsocket_mode = "0660"\n')
-    _, values = parse_flags(["--config", str(path), "--min-mhz", "600"])
-    config = build(values)
+    config = build(with_file(*parse_flags(["--config", str(path), "--min-mhz", "600"])))
     assert (config.min_mhz, config.lease_s, config.socket_mode) == (600, 1.0, 0o660)
     path.write_text("leese_s = 1\n")
     with pytest.raises(ConfigError, match="leese_s = 1: unknown key"):

@@ -49,7 +49,7 @@ async def test_hello(stage: GuardStage) -> None:
     await stage.start(lease_s=1.5)
     client = GuardClient(stage.socket, timeout_s=5.0)
     hello = await client.connect()
-    assert (hello.version, hello.lease_s, list(hello.gpus)) == (1, 1.5, UUIDS)
+    assert (hello.version, hello.lease_s, list(hello.gpus)) == (2, 1.5, UUIDS)
     assert (hello.min_mhz, hello.max_mhz) == (300, 2400)
     await client.close()
 
@@ -112,7 +112,7 @@ async def test_reader_cannot_set(stage: GuardStage) -> None:
         (b'{"id": 1, "op": "set", "gpus": ["a"], "floor_mhz": NaN, "target_mhz": 300}\n', Code.BAD_MESSAGE),
         (b'{"id": 1, "op": "set", "gpus": ["a"], "floor_mhz": 3e2, "target_mhz": 300}\n', Code.BAD_MESSAGE),
         (b'{"id": 1, "op": "set", "gpus": ["a"], "floor_mhz": true, "target_mhz": 300}\n', Code.BAD_MESSAGE),
-        (b'{"id": 1, "op": "hello", "v": 2, "role": "control"}\n', Code.BAD_VERSION),
+        (b'{"id": 1, "op": "hello", "v": 0, "role": "control"}\n', Code.BAD_VERSION),
         (b'{"id": 1, "op": "hello", "v": 1, "role": "root"}\n', Code.BAD_MESSAGE),
     ],
 )

@@ -67,12 +67,16 @@ async def test_watchdog_survives_a_hung_gpu(stage: GuardStage, tmp_path: Path) -
 
 
 async def test_second_guard(stage: GuardStage, tmp_path: Path) -> None:
-    """A second guard on the same record or the same socket refuses to start and says why."""
+    """A second guard on the same record, GPU or socket refuses to start and says why."""
     await stage.start()
     same_record = await asyncio.to_thread(stage.run)
     assert same_record.returncode == 2
     assert "another guard is running" in same_record.stderr
-    same_socket = await asyncio.to_thread(stage.run, "--state-file", str(tmp_path / "other.json"))
+    other = ["--state-file", str(tmp_path / "other.json")]
+    same_gpu = await asyncio.to_thread(stage.run, *other, "--socket", str(tmp_path / "other.sock"))
+    assert same_gpu.returncode == 2
+    assert f"GPU {UUIDS[0]}: another guard controls it (pid {stage.guard.pid}" in same_gpu.stderr
+    same_socket = await asyncio.to_thread(stage.run, *other, "--lock-dir", str(tmp_path / "locks"))
     assert same_socket.returncode == 2
     assert "another guard answers" in same_socket.stderr
     client = GuardClient(stage.socket, timeout_s=5.0)

@@ -96,7 +96,11 @@ def test_the_environment_keeps_what_was_there(libs: NvmlLibs, monkeypatch: pytes
     """An inherited library path stays, behind the simulated library."""
     monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
     found = env_for(libs, Path("/run/gpus"))
-    assert found == {"LD_LIBRARY_PATH": f"{libs.dir}:/opt/lib", "KVWATT_SIM_STATE": "/run/gpus"}
+    assert found == {
+        "LD_LIBRARY_PATH": f"{libs.dir}:/opt/lib",
+        "KVWATT_SIM_STATE": "/run/gpus",
+        "KVWATT_LOCK_DIR": "/run/gpus.locks",
+    }
 
 
 def test_a_specification_survives_the_library(gpus: SimGpus) -> None:

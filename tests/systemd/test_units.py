@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvwattd.guard.config import build, parse_flags
+from kvwattd.guard.config import build, parse_flags, with_file
 
 FOLDER = Path(__file__).parents[2] / "systemd"
 UNITS = ["kvwatt.service", "kvwatt-guard.service"]
@@ -90,8 +90,8 @@ def test_daemon_unit_has_no_privilege() -> None:
 
 def test_guard_example_is_accepted() -> None:
     """The shipped guard.toml is valid and fits the unit's folders."""
-    options, values = parse_flags(["--config", str(FOLDER / "guard.toml"), "--reset-recorded"])
-    config = build(values)
+    options, flags = parse_flags(["--config", str(FOLDER / "guard.toml"), "--reset-recorded"])
+    config = build(with_file(options, flags))
     unit = settings("kvwatt-guard.service")
     assert options.reset_recorded
     assert str(config.socket.parent) == f"/run/{unit['RuntimeDirectory'][0]}"

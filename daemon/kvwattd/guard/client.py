@@ -34,7 +34,11 @@ class GuardClient:
         except OSError as error:
             raise GuardError(Code.UNREACHABLE, f"{self._path}: {error.strerror or error}") from None
         reply = await self._ask({"op": "hello", "v": protocol.VERSION, "role": str(role)})
-        return protocol.parse_hello(reply)
+        hello = protocol.parse_hello(reply)
+        if hello.version != protocol.VERSION:
+            text = f"{self._path}: the guard speaks version {hello.version}, not {protocol.VERSION}"
+            raise GuardError(Code.BAD_VERSION, text)
+        return hello
 
     async def set_clocks(self, uuids: Sequence[str], floor_mhz: int, target_mhz: int) -> None:
         """All GPUs or none. Raises GuardError."""
@@ -51,6 +55,10 @@ class GuardClient:
     async def status(self) -> GuardStatus:
         """Raises GuardError."""
         return protocol.parse_status(await self._ask({"op": "status"}))
+
+    async def resume(self, uuids: Sequence[str]) -> None:
+        """The operator's word that these may be set again, whoever set them. Raises GuardError."""
+        await self._ask({"op": "resume", "gpus": list(uuids)})
 
     async def close(self) -> None:
         """Drop the connection; the guard then resets what was set over it. Never raises, may be repeated."""

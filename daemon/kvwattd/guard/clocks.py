@@ -10,51 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Protocol
 
+from kvwattd.guard.guarded_gpu import RETRY_FIRST_S, GuardedGpu, Setter
 from kvwattd.guard.nvml_session import NvmlCallError
-from kvwattd.guard.protocol import ClockState, Code, GuardError, GuardGpu
-from kvwattd.guard.worker import CallTimeoutError, DeadlineWorker
+from kvwattd.guard.protocol import Code, GuardError, GuardGpu
+from kvwattd.guard.worker import CallTimeoutError
 
 log = logging.getLogger(__name__)
 
-RETRY_FIRST_S = 0.25
 RETRY_MAX_S = 5.0
 _NEVER_SET = frozenset({Code.NO_PERMISSION, Code.NOT_SUPPORTED, Code.MIG})
-
-
-class Setter(Protocol):
-    """Blocking access to one GPU's clock lock; raises NvmlCallError."""
-
-    def check(self, floor_mhz: int, target_mhz: int) -> None: ...
-    def set_range(self, floor_mhz: int, target_mhz: int) -> None: ...
-    def reset(self) -> None: ...
-
-
-class GuardedGpu:
-    """One GPU: its worker thread, what we set on it, what is still to be undone."""
-
-    def __init__(self, uuid: str, setter: Setter) -> None:
-        self.uuid = uuid
-        self.setter = setter
-        self.worker = DeadlineWorker(f"nvml-{uuid}")
-        self.touched = False  # a clock of ours may be on it
-        self.order = 0  # counts sets: a reset settles only what came before it
-        self.range_mhz: tuple[int, int] | None = None
-        self.fault: str | None = None
-        self.retry_at_s: float | None = None
-        self.retry_delay_s = RETRY_FIRST_S
-
-    def view(self) -> GuardGpu:
-        floor, target = self.range_mhz or (None, None)
-        return GuardGpu(self.uuid, self._state(), floor, target, self.fault)
-
-    def _state(self) -> ClockState:
-        if self.worker.hung_calls:
-            return ClockState.HUNG
-        if self.range_mhz is not None:
-            return ClockState.SET
-        return ClockState.RESETTING if self.touched else ClockState.DEFAULT
 
 
 class ClockKeeper:
@@ -85,8 +50,13 @@ class ClockKeeper:
     def clocks_set(self) -> bool:
         return any(gpu.range_mhz is not None for gpu in self._gpus.values())
 
+    @property
+    def gpus(self) -> tuple[GuardedGpu, ...]:
+        return tuple(self._gpus.values())
+
     def views(self) -> tuple[GuardGpu, ...]:
-        return tuple(gpu.view() for gpu in self._gpus.values())
+        now_s = asyncio.get_running_loop().time()
+        return tuple(gpu.view(now_s) for gpu in self._gpus.values())
 
     async def warm_up(self, deadline_s: float) -> None:
         """Initialise NVML and read the supported clocks, to make the first set quick; failures are logged."""
@@ -104,10 +74,14 @@ class ClockKeeper:
 
     async def set_group(self, uuids: Sequence[str], floor_mhz: int, target_mhz: int) -> None:
         """Lock all or none. Raises GuardError; a partial failure leaves the whole group at driver default."""
-        gpus = [self._controllable(uuid) for uuid in uuids]
+        gpus = [self._known(uuid) for uuid in uuids]
+        for gpu in gpus:
+            gpu.refuse_unless_ready()
         epoch = self._epoch
         await self._all(gpus, lambda gpu: self._call(gpu, lambda: gpu.setter.check(floor_mhz, target_mhz)))
         self._still(epoch)
+        for gpu in gpus:
+            gpu.refuse_unless_ready()
         await self._record(gpus)
         self._still(epoch)
         try:
@@ -116,6 +90,8 @@ class ClockKeeper:
             self.rollbacks += 1
             await self._roll_back(gpus)
             raise
+        for gpu in gpus:
+            gpu.group = tuple(uuids)
         self._still(epoch)
 
     async def reset(self, uuids: Sequence[str]) -> None:
@@ -135,6 +111,31 @@ class ClockKeeper:
             log.warning("%s: resetting clocks of %s", why, ", ".join(gpu.uuid for gpu in gpus))
             await self._reset_gpus(gpus, self._deadline_s)
 
+    def leave(self, gpu: GuardedGpu) -> None:
+        """Another program's clock is on it: ours is gone, so nothing is left to undo and nothing is written.
+
+        The rest of its group goes to driver default.
+        """
+        rest = [uuid for uuid in gpu.group if uuid != gpu.uuid]
+        self._release(gpu)
+        gpu.touched, gpu.retry_at_s = False, None
+        self._start(self.undo(rest))
+
+    async def undo(self, uuids: Iterable[str]) -> None:
+        """Driver default on those we set, whoever asks; failures are retried. Never raises GuardError."""
+        gpus = [self._gpus[uuid] for uuid in uuids if self._gpus[uuid].touched]
+        for gpu in gpus:
+            self._release(gpu)
+        await self._reset_gpus(gpus, self._deadline_s)
+
+    def undo_group(self, gpu: GuardedGpu) -> None:
+        """The same for a GPU and all that were set with it, in the background."""
+        self._start(self.undo({gpu.uuid, *gpu.group}))
+
+    def _release(self, gpu: GuardedGpu) -> None:
+        gpu.range_mhz, gpu.group = None, ()
+        gpu.watch.on_change(None, asyncio.get_running_loop().time())
+
     def retry_due(self, now_s: float) -> None:
         """Start another attempt for each GPU whose reset failed and is due; never waits."""
         for gpu in self._gpus.values():
@@ -148,21 +149,13 @@ class ClockKeeper:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         for gpu in self._gpus.values():
-            gpu.worker.close()
+            gpu.close()
 
     def _known(self, uuid: str) -> GuardedGpu:
         if uuid not in self._allowed:
             allowed = ", ".join(self._allowed)
             raise GuardError(Code.UNKNOWN_GPU, f"gpus: {uuid!r} is not on this guard's list ({allowed})")
         return self._gpus[uuid]
-
-    def _controllable(self, uuid: str) -> GuardedGpu:
-        gpu = self._known(uuid)
-        if gpu.worker.hung_calls:
-            raise GuardError(Code.HUNG, f"GPU {uuid}: an NVML call has not come back; refused until it does")
-        if gpu.touched and gpu.range_mhz is None:
-            raise GuardError(Code.RESETTING, f"GPU {uuid}: its reset is still being retried: {gpu.fault}")
-        return gpu
 
     def _still(self, epoch: int) -> None:
         if epoch != self._epoch:
@@ -172,9 +165,11 @@ class ClockKeeper:
 
     async def _record(self, gpus: Sequence[GuardedGpu]) -> None:
         fresh = [gpu for gpu in gpus if not gpu.touched]
+        now_s = asyncio.get_running_loop().time()
         for gpu in gpus:
             gpu.touched = True
             gpu.order += 1
+            gpu.watch.on_change(gpu.range_mhz, now_s)  # what is read until the set lands says nothing
         try:
             await self._persist(lambda: self.touched)
         except GuardError:
@@ -186,11 +181,13 @@ class ClockKeeper:
         order = gpu.order
         was_set = gpu.range_mhz is not None
         gpu.range_mhz = (floor_mhz, target_mhz)
+        gpu.watch.on_change(gpu.range_mhz, asyncio.get_running_loop().time())
         try:
             await self._call(gpu, lambda: gpu.setter.set_range(floor_mhz, target_mhz))
         except GuardError as error:
             if gpu.order == order:
                 gpu.range_mhz = None
+                gpu.watch.on_change(None, asyncio.get_running_loop().time())
                 # The driver refused before doing anything, and nothing of ours was there: nothing to undo.
                 gpu.touched = gpu.touched and (was_set or error.code not in _NEVER_SET)
             raise
@@ -218,6 +215,7 @@ class ClockKeeper:
     async def _reset_one(self, gpu: GuardedGpu, deadline_s: float) -> None:
         order = gpu.order
         gpu.range_mhz = None
+        gpu.watch.on_change(None, asyncio.get_running_loop().time())
         try:
             await self._call(gpu, gpu.setter.reset, deadline_s)
         except GuardError as error:

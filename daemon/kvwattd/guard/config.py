@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
+import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
+from kvwattd.guard.gpulocks import default_folder
+from kvwattd.guard.peers import Allowed, group_id, user_id
 from kvwattd.guard.protocol import MAX_GPUS, MAX_UUID_CHARS
 
+NOBODY_ELSE = Allowed()
 ANY_MHZ = 10_000  # above every clock: then only what the GPU supports binds
 _SUN_PATH_MAX = 107
+STATE_FILE = "/var/lib/kvwatt-guard/state.json"
 _KEYS = frozenset(
-    {"socket", "socket_mode", "state_file", "gpus", "min_mhz", "max_mhz", "lease_s", "nvml_deadline_s"}
+    {
+        *("socket", "socket_mode", "users", "groups", "state_file", "lock_dir"),
+        *("gpus", "min_mhz", "max_mhz", "lease_s", "nvml_deadline_s", "hold_off_s"),
+    }
 )
+_UUID = re.compile(r"GPU-[0-9A-Za-z-]+")
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class ConfigError(Exception):
@@ -31,7 +43,10 @@ class GuardConfig:
     max_mhz: int = ANY_MHZ
     lease_s: float = 2.0
     nvml_deadline_s: float = 0.35
+    hold_off_s: float = 60.0
     socket_mode: int = 0o600
+    allowed: Allowed = NOBODY_ELSE
+    lock_dir: Path = Path("/run/kvwatt/locks")
     exit_on_disconnect: bool = False
 
     def __post_init__(self) -> None:
@@ -40,7 +55,7 @@ class GuardConfig:
             0 < len(self.gpus) <= MAX_GPUS, "gpus", self.gpus, f"1 to {MAX_GPUS} GPU UUIDs (nvidia-smi -L)"
         )
         for uuid in self.gpus:
-            ok = uuid.startswith("GPU-") and len(uuid) <= MAX_UUID_CHARS
+            ok = _UUID.fullmatch(uuid) is not None and len(uuid) <= MAX_UUID_CHARS
             _check(
                 ok,
                 "gpus",
@@ -53,12 +68,14 @@ class GuardConfig:
         _check(0.2 <= self.lease_s <= 60.0, "lease_s", self.lease_s, "0.2 to 60")
         deadline_ok = 0.01 <= self.nvml_deadline_s <= self.lease_s
         _check(deadline_ok, "nvml_deadline_s", self.nvml_deadline_s, "0.01 to lease_s")
+        _check(0.1 <= self.hold_off_s <= 86_400.0, "hold_off_s", self.hold_off_s, "0.1 to 86400")
         mode_ok = 0 <= self.socket_mode <= 0o777 and not self.socket_mode & 0o007
         _check(mode_ok, "socket_mode", f"{self.socket_mode:04o}", "an octal mode that gives others nothing")
 
 
 def load(path: Path) -> dict[str, object]:
-    """The file's values by key. Raises ConfigError."""
+    """The file's values by key. Raises ConfigError, also where others than root could have written it."""
+    _refuse_writable(path)
     try:
         values = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -68,23 +85,43 @@ def load(path: Path) -> dict[str, object]:
     return values
 
 
+def _refuse_writable(path: Path) -> None:
+    """File and folder belong to root (or to whom the guard runs as), and nobody else may write there."""
+    for place in (path, path.absolute().parent):
+        try:
+            found = place.stat()
+        except OSError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        if found.st_uid not in (0, os.geteuid()):
+            raise ConfigError(f"{path}: owner of {place} = uid {found.st_uid}: expected root (chown root)")
+        sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+        if found.st_mode & _OTHERS_MAY_WRITE and not sticky:
+            mode = stat.S_IMODE(found.st_mode)
+            raise ConfigError(
+                f"{path}: mode of {place} = {mode:04o}: expected writable by its owner only (chmod go-w)"
+            )
+
+
 def build(values: Mapping[str, object], exit_on_disconnect: bool = False) -> GuardConfig:
     """Raises ConfigError."""
     return GuardConfig(
         socket=Path(_text(values, "socket", "/run/kvwatt/guard.sock")),
-        state_file=Path(_text(values, "state_file", "/var/lib/kvwatt-guard/state.json")),
+        state_file=Path(_text(values, "state_file", STATE_FILE)),
         gpus=_uuids(values),
         min_mhz=_whole(values, "min_mhz", 1),
         max_mhz=_whole(values, "max_mhz", ANY_MHZ),
         lease_s=_number(values, "lease_s", 2.0),
         nvml_deadline_s=_number(values, "nvml_deadline_s", 0.35),
+        hold_off_s=_number(values, "hold_off_s", 60.0),
         socket_mode=_mode(values),
+        allowed=Allowed(_ids(values, "users", user_id), _ids(values, "groups", group_id)),
+        lock_dir=Path(_text(values, "lock_dir", str(default_folder()))),
         exit_on_disconnect=exit_on_disconnect,
     )
 
 
 def parse_flags(argv: list[str]) -> tuple[argparse.Namespace, dict[str, object]]:
-    """The namespace, and the values given: the file's, overridden by flags. Raises ConfigError."""
+    """The namespace, and the values given by flags."""
     parser = argparse.ArgumentParser(
         prog="kvwatt-guard",
         description="Sets GPU clocks for kvwatt under a lease, and puts back what it set. Needs root.",
@@ -98,6 +135,7 @@ def parse_flags(argv: list[str]) -> tuple[argparse.Namespace, dict[str, object]]
     parser.add_argument(
         "--gpu", action="append", dest="gpus", metavar="UUID", help="allowed GPU; repeat for more"
     )
+    parser.add_argument("--lock-dir", help="one lock file per GPU (default /run/kvwatt/locks for root)")
     parser.add_argument("--min-mhz", type=int, help="lowest clock ever set")
     parser.add_argument("--max-mhz", type=int, help="highest clock ever set")
     parser.add_argument(
@@ -112,10 +150,29 @@ def parse_flags(argv: list[str]) -> tuple[argparse.Namespace, dict[str, object]]
     parser.add_argument(
         "--reset-recorded", action="store_true", help="reset what the state file records, and end"
     )
+    parser.add_argument(
+        "--hold-off-s", type=float, help="a GPU with another writer is left alone this long (default 60)"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="tell the running guard that it may set again what it left alone",
+    )
     options = parser.parse_args(argv)
-    values = load(options.config) if options.config is not None else {}
-    values.update({key: value for key, value in vars(options).items() if key in _KEYS and value is not None})
-    return options, values
+    return options, {key: value for key, value in vars(options).items() if key in _KEYS and value is not None}
+
+
+def with_file(options: argparse.Namespace, flags: Mapping[str, object]) -> dict[str, object]:
+    """The file's values, overridden by flags. Raises ConfigError."""
+    return {**(load(options.config) if options.config is not None else {}), **flags}
+
+
+def record_path(options: argparse.Namespace, flags: Mapping[str, object]) -> Path:
+    """Where the record is, whatever is wrong with the file: what is on record must be undone all the same."""
+    try:
+        return Path(_text(with_file(options, flags), "state_file", STATE_FILE))
+    except ConfigError:
+        return Path(_text(flags, "state_file", STATE_FILE))
 
 
 def _check(accepted: bool, key: str, value: object, expected: str) -> None:
@@ -135,6 +192,19 @@ def _uuids(values: Mapping[str, object]) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ConfigError(f"gpus = {value!r}: expected a list of GPU UUIDs")
     return tuple(value)
+
+
+def _ids(values: Mapping[str, object], key: str, find: Callable[[str], int]) -> frozenset[int]:
+    value = values.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, str | int) for item in value):
+        raise ConfigError(f"{key} = {value!r}: expected a list of names or numbers")
+    found = set()
+    for item in value:
+        try:
+            found.add(find(str(item)))
+        except KeyError:
+            raise ConfigError(f"{key} = {item!r}: no such name on this machine") from None
+    return frozenset(found)
 
 
 def _whole(values: Mapping[str, object], key: str, default: int) -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections.abc import Awaitable, Callable
 
 from kvwattd.guard import protocol
+from kvwattd.guard.peers import Peer
 from kvwattd.guard.protocol import Code, GuardError, Message
 
 HELLO_DEADLINE_S = 2.0
 WRITE_DEADLINE_S = 1.0
+# A daemon sends some ten messages a second. What comes faster waits in its own socket, and harms nobody else.
+MESSAGES_PER_S, BURST = 200.0, 400.0
 
 Handler = Callable[["Connection", Message], Awaitable[Message]]
 
@@ -19,16 +20,21 @@ Handler = Callable[["Connection", Message], Awaitable[Message]]
 class Connection:
     """Reads lines, hands them to `handler`, writes replies; ends on the first breach of the format."""
 
-    def __init__(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, number: int, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self.number = number
-        self.pid, self.uid = _peer(writer)
+        self.peer = peer
+        self._pace = Pace(MESSAGES_PER_S, BURST)
         self.greeted = False
         self._reader = reader
         self._writer = writer
 
     async def serve(self, handler: Handler) -> None:
         """Until the client leaves or breaks the format."""
+        now_s = asyncio.get_running_loop().time
         while (line := await self._next_line()) is not None:
+            await asyncio.sleep(self._pace.wait_s(now_s()))
             if not await self._send(await self._answer(handler, line)):
                 return
 
@@ -79,8 +85,18 @@ def _failed(number: int | None, error: GuardError) -> Message:
     return {"id": number, "ok": False, "error": {"code": error.code, "message": error.message}}
 
 
-def _peer(writer: asyncio.StreamWriter) -> tuple[int, int]:
-    """The kernel's word on who connected: process and user."""
-    channel: socket.socket = writer.get_extra_info("socket")
-    pid, uid, _gid = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid, uid
+class Pace:
+    """A bucket of permits. Pure: time is an argument (monotonic seconds)."""
+
+    def __init__(self, per_s: float, burst: float) -> None:
+        self._per_s = per_s
+        self._burst = burst
+        self._left = burst
+        self._then_s: float | None = None
+
+    def wait_s(self, now_s: float) -> float:
+        """Take one permit; how long to wait before using it."""
+        since_s = 0.0 if self._then_s is None else max(0.0, now_s - self._then_s)
+        self._then_s = now_s
+        self._left = min(self._burst, self._left + since_s * self._per_s) - 1.0
+        return max(0.0, -self._left / self._per_s)

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Mapping
 
 import pynvml
 
 from kvwattd import sdnotify
+from kvwattd.guard.client import GuardClient
 from kvwattd.guard.clocks import ClockKeeper
-from kvwattd.guard.config import ConfigError, GuardConfig, build, parse_flags
+from kvwattd.guard.config import ConfigError, GuardConfig, build, parse_flags, record_path, with_file
+from kvwattd.guard.gpulocks import GpuLocks, LockHeldError
 from kvwattd.guard.nvml_session import NvmlSession
+from kvwattd.guard.protocol import GuardError, Role
 from kvwattd.guard.recorder import Recorder
 from kvwattd.guard.server import GuardServer
 from kvwattd.guard.setters import ClockSetter
 from kvwattd.guard.statefile import StateFile, StateFileError
+from kvwattd.guard.worker import CallTimeoutError, DeadlineWorker
 
 log = logging.getLogger(__name__)
 
 START_DEADLINE_S = 5.0  # the driver may have to load: seconds without persistence mode
 STOP_BUDGET_S = 3.0
+SHUTDOWN_DEADLINE_S = 1.0
 STOP_POLL_S = 0.05
 EXIT_OK, EXIT_NOT_RESET, EXIT_CONFIG, EXIT_BROKEN = 0, 1, 2, 3
 
@@ -31,31 +38,63 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="kvwatt-guard: %(levelname)s: %(message)s"
     )
+    options, flags = parse_flags(sys.argv[1:] if argv is None else argv)
+    state = StateFile(record_path(options, flags))
+    if options.resume:
+        return asyncio.run(_resume(options, flags))
     try:
-        options, values = parse_flags(sys.argv[1:] if argv is None else argv)
-        config = build(values, exit_on_disconnect=options.exit_on_disconnect)
-        state = StateFile(config.state_file)
         state.lock()
-    except (ConfigError, StateFileError) as error:
+    except StateFileError as error:
         log.error("%s", error)
         return EXIT_CONFIG
-    return asyncio.run(_reset_recorded(config, state) if options.reset_recorded else _run(config, state))
+    try:
+        config = build(with_file(options, flags), exit_on_disconnect=options.exit_on_disconnect)
+    except ConfigError as error:
+        log.error("%s", error)
+        status = asyncio.run(_reset_recorded(state, ()))
+        return status if options.reset_recorded else EXIT_CONFIG
+    if options.reset_recorded:
+        return asyncio.run(_reset_recorded(state, config.gpus))
+    try:
+        GpuLocks(config.lock_dir).take(config.gpus)  # held until this process ends
+    except LockHeldError as error:
+        log.error("%s", error)
+        return EXIT_CONFIG
+    return asyncio.run(_run(config, state))
 
 
-async def _reset_recorded(config: GuardConfig, state: StateFile) -> int:
-    """What ExecStopPost runs: undo what a killed guard left, and nothing else."""
+async def _reset_recorded(state: StateFile, allowed: tuple[str, ...]) -> int:
+    """What ExecStopPost runs: undo what a killed guard left, with a broken configuration too."""
     session = NvmlSession()
-    keeper, recorder = _keeper(config, state, session)
-    await keeper.recover(_recorded(config, state), START_DEADLINE_S)
-    left = keeper.touched
-    return await _end(keeper, recorder, session, left)
+    keeper, recorder = _keeper(allowed, START_DEADLINE_S, state, session)
+    try:
+        recorded = _recorded(allowed, state)
+    except StateFileError:
+        await keeper.close()
+        return EXIT_NOT_RESET
+    await keeper.recover(recorded, START_DEADLINE_S)
+    return await _end(keeper, recorder, session, keeper.touched)
+
+
+async def _resume(options: argparse.Namespace, flags: Mapping[str, object]) -> int:
+    """The operator's word to a running guard."""
+    try:
+        config = build(with_file(options, flags))
+        client = GuardClient(config.socket, timeout_s=START_DEADLINE_S)
+        await client.connect(Role.STATUS)
+        await client.resume(config.gpus)
+        await client.close()
+    except (ConfigError, GuardError) as error:
+        log.error("%s", error)
+        return EXIT_CONFIG
+    return EXIT_OK
 
 
 async def _run(config: GuardConfig, state: StateFile) -> int:
     session = NvmlSession()
-    keeper, recorder = _keeper(config, state, session)
+    keeper, recorder = _keeper(config.gpus, config.nvml_deadline_s, state, session)
     stopping = _stop_signals()
-    await keeper.recover(_recorded(config, state), START_DEADLINE_S)
+    await keeper.recover(_recorded(config.gpus, state), START_DEADLINE_S)
     await keeper.warm_up(START_DEADLINE_S)
     server = GuardServer(config, keeper, recorder, stopping)
     try:
@@ -87,24 +126,32 @@ async def _serve(server: GuardServer) -> bool:
     return True
 
 
-def _keeper(config: GuardConfig, state: StateFile, session: NvmlSession) -> tuple[ClockKeeper, Recorder]:
+def _keeper(
+    allowed: tuple[str, ...], deadline_s: float, state: StateFile, session: NvmlSession
+) -> tuple[ClockKeeper, Recorder]:
     recorder = Recorder(state, on_disk=None)
     keeper = ClockKeeper(
         setters=lambda uuid: ClockSetter(session, uuid),
-        allowed=config.gpus,
+        allowed=allowed,
         persist=recorder.persist,
-        deadline_s=config.nvml_deadline_s,
+        deadline_s=deadline_s,
     )
     return keeper, recorder
 
 
-def _recorded(config: GuardConfig, state: StateFile) -> frozenset[str]:
-    """An unreadable record counts as one of every allowed GPU: too many resets are safer than too few."""
+def _recorded(allowed: tuple[str, ...], state: StateFile) -> frozenset[str]:
+    """An unreadable record counts as one of every allowed GPU: too many resets are safer than too few.
+
+    Raises StateFileError when it is not known which those are.
+    """
     try:
         return state.load()
     except StateFileError as error:
+        if not allowed:
+            log.error("%s; and no list of allowed GPUs to reset instead", error)
+            raise
         log.error("%s; resetting every allowed GPU instead", error)
-        return frozenset(config.gpus)
+        return frozenset(allowed)
 
 
 async def _restore(keeper: ClockKeeper) -> frozenset[str]:
@@ -124,10 +171,12 @@ async def _end(keeper: ClockKeeper, recorder: Recorder, session: NvmlSession, le
     if left:
         log.error("could not reset %s: recorded for the next start", ", ".join(sorted(left)))
         return EXIT_NOT_RESET
+    last = DeadlineWorker("nvml-shutdown")
     try:
-        session.close()
-    except pynvml.NVMLError as error:
+        await last.call(session.close, SHUTDOWN_DEADLINE_S)
+    except (pynvml.NVMLError, CallTimeoutError) as error:
         log.warning("nvmlShutdown: %s", error)
+    last.close()
     return EXIT_OK
 
 

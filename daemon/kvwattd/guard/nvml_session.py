@@ -153,3 +153,13 @@ def mig_enabled(handle: Handle) -> bool:
             return False
         raise
     return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
+
+
+def energy_mj(handle: Handle) -> int | None:
+    """Since the driver was loaded; None on GPUs without the counter (before Volta)."""
+    try:
+        return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+    except pynvml.NVMLError as error:
+        if int(error.value) in _UNSUPPORTED:
+            return None
+        raise

@@ -1,4 +1,7 @@
-"""The guard's wire format, version 1: one JSON object per line, unix stream (docs/guard-protocol.md)."""
+"""The guard's wire format, version 2: one JSON object per line, unix stream (docs/guard-protocol.md).
+
+Version 2 only adds fields and one operation, so the guard still serves a client of version 1.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-VERSION = 1
+VERSION = 2
+OLDEST_CLIENT = 1  # what the guard still serves
 MAX_MESSAGE_BYTES = 16 * 1024
 MAX_GPUS = 64
 MAX_UUID_CHARS = 96
@@ -37,6 +41,9 @@ class Code(StrEnum):
     RESETTING = "resetting"  # an earlier reset of this GPU has not succeeded yet
     STATE_FILE = "state_file"
     STOPPING = "stopping"
+    NOT_ALLOWED = "not_allowed"  # this user may not ask for that
+    YIELDED = "yielded"  # another program sets this GPU's clocks
+    DISOBEYED = "disobeyed"  # the GPU took a clock and did not run at it
     # client side only
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
@@ -63,6 +70,8 @@ class ClockState(StrEnum):
     SET = "set"
     RESETTING = "resetting"  # set once, reset not confirmed
     HUNG = "hung"  # an NVML call has not come back
+    YIELDED = "yielded"  # another program's clock is on it: not written to for a while
+    DISOBEYED = "disobeyed"  # at default after it did not run at what was set: not set for a while
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,10 @@ class GuardGpu:
     floor_mhz: int | None
     target_mhz: int | None
     fault: str | None  # the last failure on this GPU, None after a success
+    clock_mhz: int | None = None  # read back; None: not yet, or it could not be read
+    limited_by: tuple[str, ...] = ()  # what holds the clock back now, in the words of `obedience.LIMITS`
+    alarm: str | None = None  # why it is yielded or disobeyed
+    retry_in_s: float | None = None  # until it may be set again; None without an alarm
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +106,9 @@ class GuardStatus:
     lease_expirations: int
     rollbacks: int
     gpus: tuple[GuardGpu, ...]
+    yields: int = 0  # how often another program's clock was found
+    disobeyed: int = 0  # how often a GPU did not run at what was set
+    driver_reloads: int = 0  # how often a lock was lost to one
 
 
 Message = dict[str, object]
@@ -186,16 +202,24 @@ def status_fields(status: GuardStatus) -> Message:
         "controller_pid": status.controller_pid,
         "lease_expirations": status.lease_expirations,
         "rollbacks": status.rollbacks,
-        "gpus": [
-            {
-                "uuid": gpu.uuid,
-                "state": str(gpu.state),
-                "floor_mhz": gpu.floor_mhz,
-                "target_mhz": gpu.target_mhz,
-                "fault": gpu.fault,
-            }
-            for gpu in status.gpus
-        ],
+        "yields": status.yields,
+        "disobeyed": status.disobeyed,
+        "driver_reloads": status.driver_reloads,
+        "gpus": [_gpu_fields(gpu) for gpu in status.gpus],
+    }
+
+
+def _gpu_fields(gpu: GuardGpu) -> Message:
+    return {
+        "uuid": gpu.uuid,
+        "state": str(gpu.state),
+        "floor_mhz": gpu.floor_mhz,
+        "target_mhz": gpu.target_mhz,
+        "fault": gpu.fault,
+        "clock_mhz": gpu.clock_mhz,
+        "limited_by": list(gpu.limited_by),
+        "alarm": gpu.alarm,
+        "retry_in_s": gpu.retry_in_s,
     }
 
 
@@ -212,6 +236,9 @@ def parse_status(message: Message) -> GuardStatus:
         lease_expirations=int_field(message, "lease_expirations"),
         rollbacks=int_field(message, "rollbacks"),
         gpus=tuple(_parse_gpu(gpu) for gpu in gpus),
+        yields=int_field(message, "yields"),
+        disobeyed=int_field(message, "disobeyed"),
+        driver_reloads=int_field(message, "driver_reloads"),
     )
 
 
@@ -228,4 +255,15 @@ def _parse_gpu(message: object) -> GuardGpu:
         floor_mhz=_optional(message, "floor_mhz", int_field),
         target_mhz=_optional(message, "target_mhz", int_field),
         fault=_optional(message, "fault", str_field),
+        clock_mhz=_optional(message, "clock_mhz", int_field),
+        limited_by=_words(message, "limited_by"),
+        alarm=_optional(message, "alarm", str_field),
+        retry_in_s=_optional(message, "retry_in_s", float_field),
     )
+
+
+def _words(message: Message, key: str) -> tuple[str, ...]:
+    value = message.get(key)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise _bad(key, value, "a list of strings")
+    return tuple(value)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pynvml
 
-from kvwattd.guard.nvml_session import Handle, NvmlCallError, NvmlSession, mig_enabled, supported_clocks_mhz
+from kvwattd.guard.nvml_session import (
+    Handle,
+    NvmlCallError,
+    NvmlSession,
+    energy_mj,
+    mig_enabled,
+    supported_clocks_mhz,
+)
+from kvwattd.guard.obedience import Readback
 from kvwattd.guard.protocol import Code
 
 
@@ -46,6 +54,21 @@ class ClockSetter:
     def reset(self) -> None:
         """Back to driver default. Raises NvmlCallError."""
         self._session.run(self.uuid, "resetting its clocks", pynvml.nvmlDeviceResetGpuLockedClocks)
+
+    def read(self) -> Readback:
+        """What the clock does now. Raises NvmlCallError."""
+        return self._session.run(self.uuid, "reading its clock back", self._read)
+
+    def _read(self, handle: Handle) -> Readback:
+        supported = self.supported_mhz()
+        boost_mhz = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)
+        return Readback(
+            clock_mhz=int(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
+            busy=pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100.0,
+            reasons=int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
+            counter_mj=energy_mj(handle),
+            default_mhz=max((clock for clock in supported if clock <= boost_mhz), default=supported[-1]),
+        )
 
     def _refuse_mig(self, handle: Handle) -> None:
         if mig_enabled(handle):

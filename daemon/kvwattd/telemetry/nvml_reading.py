@@ -10,6 +10,7 @@ from kvwattd.guard.nvml_session import (
     Handle,
     NvmlCallError,
     NvmlSession,
+    energy_mj,
     failure,
     mig_enabled,
     supported_clocks_mhz,
@@ -83,7 +84,7 @@ def sample(handle: Handle, info: GpuInfo) -> RawSample:
     reading = RawSample(
         clock_mhz=pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
         power_w=_power_w(handle),
-        energy_mj=_energy_mj(handle),
+        energy_mj=energy_mj(handle),
         temperature_c=float(pynvml.nvmlDeviceGetTemperatureV(handle, pynvml.NVML_TEMPERATURE_GPU)),
         utilization=pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100.0,
         event_reasons=int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
@@ -122,15 +123,6 @@ def _power_w(handle: Handle) -> float:
         if field.nvmlReturn == pynvml.NVML_SUCCESS:
             return float(field.value.uiVal) / 1e3
     return float(pynvml.nvmlDeviceGetPowerUsage(handle)) / 1e3
-
-
-def _energy_mj(handle: Handle) -> int | None:
-    try:
-        return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
-    except pynvml.NVMLError as error:
-        if int(error.value) == pynvml.NVML_ERROR_NOT_SUPPORTED:
-            return None
-        raise
 
 
 def _persistence(handle: Handle) -> bool:

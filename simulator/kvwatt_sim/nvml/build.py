@@ -69,7 +69,12 @@ def env_for(libs: NvmlLibs, state_path: Path) -> dict[str, str]:
     """Environment under which a child process sees the simulated GPUs instead of real ones."""
     inherited = os.environ.get("LD_LIBRARY_PATH")
     folders = [str(libs.dir), *([inherited] if inherited else [])]
-    return {"LD_LIBRARY_PATH": ":".join(folders), "KVWATT_SIM_STATE": str(state_path)}
+    return {
+        "LD_LIBRARY_PATH": ":".join(folders),
+        "KVWATT_SIM_STATE": str(state_path),
+        # Simulated GPUs share UUIDs, and are other GPUs all the same.
+        "KVWATT_LOCK_DIR": f"{state_path}.locks",
+    }
 
 
 def source_hash() -> str:
