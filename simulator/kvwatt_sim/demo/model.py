@@ -10,16 +10,27 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import kvwatt
-from kvwatt import artifact
+from kvwatt import (
+    artifact,
+    energy,
+    fitting,
+    lattice,
+    manifest,
+    prior,
+    profiles,
+    throughput,
+    training,
+    trees,
+)
 from kvwatt.artifact import ArtifactError
 from kvwatt.profiles import table_of
 from kvwatt.training import Origin, train
 from kvwatt_sim import gpu, virtual_profile
 from kvwatt_sim.cards import Card
-from kvwatt_sim.demo.settings import LOWEST_MHZ
+from kvwatt_sim.replay.scenario import clocks
 
 SEED = 0
+TRAINERS = (artifact, energy, fitting, lattice, manifest, prior, profiles, throughput, training, trees)
 FOLDS = 3  # enough for the bound on the error; more would only make the first run wait
 
 
@@ -48,16 +59,14 @@ def _key(card: Card) -> str:
     """Changes with the card's numbers, with kvwatt's version and with the code that profiles and trains."""
     parts = (version("kvwatt"), card.gpu_name, card.step, card.power, _clocks(card), FOLDS, SEED)
     digest = hashlib.sha256(repr(parts).encode())
-    sources = sorted(Path(kvwatt.__file__).parent.glob("*.py"))
-    for path in (*sources, Path(virtual_profile.__file__), Path(gpu.__file__)):
-        digest.update(path.read_bytes())
+    for module in (*TRAINERS, virtual_profile, gpu):
+        digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _clocks(card: Card) -> tuple[int, ...]:
     """Profiled clocks: the daemon stays within them."""
-    measured = [clock for clock in card.supported_mhz if clock >= LOWEST_MHZ]
-    return virtual_profile.spread(measured, virtual_profile.CLOCKS)
+    return virtual_profile.spread(clocks(card), virtual_profile.CLOCKS)
 
 
 def _train_into(card: Card, folder: Path) -> None:

@@ -17,9 +17,6 @@ CAPACITY_PER_S = 3.1
 # reading stalls. E2E: 60 s, the p99 at capacity (54 to 78 s by seed).
 SLO = Slo(ttft=SloTarget(3.0), tbt=SloTarget(0.2), e2e=SloTarget(60.0))
 
-# The lowest clock at which the card was measured; below, its laws are extrapolated and prove nothing.
-LOWEST_MHZ = 900
-
 BASELINE, KVWATT = "baseline", "kvwatt"
 
 
