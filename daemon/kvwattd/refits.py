@@ -79,14 +79,23 @@ class Refits:
         """Restore what earlier runs saw, then refit at every period until cancelled."""
         if self._period_s <= 0:
             return
-        for name, learner in self._learners.items():
-            kept, seen = await asyncio.to_thread(_restored, self._stores[name])
-            learner.restore(kept.served, map(sample_from, kept.samples), seen)
+        for name in list(self._learners):
+            await self._restore(name)
         while True:
             await asyncio.sleep(self._period_s)
-            for run in runs.values():
-                if run.model.compiled is not None:
+            for run in list(runs.values()):
+                if run.model.compiled is not None and runs.get(run.name) is run:
                     await self.refit(run)
+
+    async def admit(self, name: str) -> None:
+        """An instance that came while running; its store and learner are there already."""
+        self.status[name] = RefitStatus()
+        if self._period_s > 0:
+            await self._restore(name)
+
+    async def _restore(self, name: str) -> None:
+        kept, seen = await asyncio.to_thread(restored, self._stores[name])
+        self._learners[name].restore(kept.served, map(sample_from, kept.samples), seen)
 
     def view(self, name: str) -> RefitView:
         """What REST shows."""
@@ -217,7 +226,7 @@ def _keep_samples(path: Path, kept: Kept) -> None:
     partial.replace(path)
 
 
-def _restored(store: VersionStore) -> tuple[Kept, int]:
+def restored(store: VersionStore) -> tuple[Kept, int]:
     """Samples of an earlier run, and the newest number that any version was fitted to."""
     seen = max(version.record.trained_through for version in store.versions())
     path = store.folder / SAMPLES

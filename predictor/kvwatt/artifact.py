@@ -1,6 +1,6 @@
 """Save and load a model: two LightGBM texts, a JSON manifest, and compiled tables as a cache.
 
-    model.step.txt  model.power.txt  manifest.json  [profile.csv]  compiled-<hash>.npz
+    model.step.txt  model.power.txt  manifest.json  [profile.csv]  compiled-<hash>.table
 
 The profile, where it is kept, is what the model was fitted to: a refit starts from it. Nothing is executed
 on loading (no pickle). The manifest carries the SHA-256 of the texts and is written last, so that a
@@ -18,23 +18,21 @@ import json
 import math
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kvwatt.compiled import CompiledModel, compile_model
 from kvwatt.energy import PowerModel, PowerPrior
 from kvwatt.fitting import Axes, lattice_of
-from kvwatt.lattice import Lattice
+from kvwatt.lattice import MAX_KNOTS, Lattice
 from kvwatt.manifest import Manifest, ManifestError, manifest_from, number, numbers, text
 from kvwatt.prior import StepPrior
 from kvwatt.profiles import COLUMNS, ProfileError, ProfileRow, ProfileTable, format_row, parse_csv, table_of
 from kvwatt.state import EngineShape
+from kvwatt.table_cache import read_regular, read_table, write_table
 from kvwatt.throughput import StepModel
-from kvwatt.trees import check_trees
+from kvwatt.trees import read_trees
 
 STEP_TREES = "model.step.txt"
 POWER_TREES = "model.power.txt"
@@ -43,7 +41,7 @@ PROFILE = "profile.csv"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_TREES_BYTES = 1 << 26
 MAX_PROFILE_BYTES = 1 << 26
-_COMPILE_VERSION = 1
+_COMPILE_VERSION = 2
 
 
 class ArtifactError(Exception):
@@ -56,7 +54,7 @@ def save(model: StepModel, directory: Path, profile: ProfileTable | None = None)
     `profile` is what the model was fitted to; without it the model cannot be refitted online.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    for stale in (*directory.glob("compiled-*.npz"), directory / PROFILE):
+    for stale in (*directory.glob("compiled-*"), directory / PROFILE):
         stale.unlink(missing_ok=True)
     if profile is not None:
         _replace(directory / PROFILE, _profile_text(profile).encode())
@@ -66,7 +64,7 @@ def save(model: StepModel, directory: Path, profile: ProfileTable | None = None)
 
 
 def load(directory: Path) -> StepModel:
-    """The model in `directory`. Needs LightGBM; raises `ArtifactError`."""
+    """The model in `directory`. Raises `ArtifactError`."""
     document = _read_document(directory)
     path = directory / MANIFEST
     try:
@@ -126,8 +124,8 @@ def load_compiled(
     """
     load_manifest(directory)
     key = _cache_key(directory, clocks_mhz, shape)
-    path = (cache or directory) / f"compiled-{key}.npz"
-    cached = _read_compiled(path, clocks_mhz)
+    path = (cache or directory) / f"compiled-{key}.table"
+    cached = read_table(path, clocks_mhz)
     if cached is not None:
         return cached
     try:
@@ -136,7 +134,7 @@ def load_compiled(
         raise ArtifactError(f"{directory}: {error}") from error
     # The cache is a convenience: a read-only directory must not stop the daemon.
     with contextlib.suppress(OSError):
-        _write_compiled(path, compiled)
+        write_table(path, compiled)
     return compiled
 
 
@@ -198,13 +196,9 @@ def _read_document(directory: Path) -> dict[str, Any]:
 
 def _read_bytes(path: Path, limit: int) -> bytes:
     try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
+        return read_regular(path, limit)
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror or error}") from error
-    if len(data) > limit:
-        raise ArtifactError(f"{path}: larger than {limit} bytes")
-    return data
 
 
 def _read_trees(path: Path, digest: str) -> str:
@@ -213,18 +207,16 @@ def _read_trees(path: Path, digest: str) -> str:
         raise ArtifactError(f"{path}: SHA-256 differs from the manifest's; the artifact is damaged or mixed")
     try:
         trees = data.decode()
-        check_trees(trees, features=4)
+        read_trees(trees, features=4)
     except ValueError as error:
         raise ArtifactError(f"{path}: {error}") from error
     return trees
 
 
 def _lattice(path: Path, trees: str, axes: Axes) -> Lattice:
-    import lightgbm
-
     try:
         return lattice_of(trees, axes)
-    except (ValueError, lightgbm.basic.LightGBMError) as error:
+    except ValueError as error:
         raise ArtifactError(f"{path}: {error}") from error
 
 
@@ -265,8 +257,8 @@ def _axes(document: dict[str, Any], key: str) -> Axes:
     for side in ("clocks_mhz", "batch", "context", "prefill"):
         knots = numbers(sides, side)
         ascending = all(a < b for a, b in itertools.pairwise(knots))
-        if not 1 <= len(knots) <= 64 or not ascending or knots[0] < (1 if side == "clocks_mhz" else 0):
-            raise ManifestError(f"{key}.{side}", "must be 1 to 64 ascending non-negative numbers")
+        if not 1 <= len(knots) <= MAX_KNOTS or not ascending or knots[0] < (side == "clocks_mhz"):
+            raise ManifestError(f"{key}.{side}", f"must be 1 to {MAX_KNOTS} ascending non-negative numbers")
         values[side] = knots
     return Axes(**values)
 
@@ -280,53 +272,6 @@ def _cache_key(directory: Path, clocks_mhz: tuple[int, ...], shape: EngineShape)
     limits = (shape.max_num_seqs, shape.max_num_batched_tokens, shape.kv_capacity_tokens)
     digest.update(json.dumps([_COMPILE_VERSION, clocks_mhz, limits]).encode())
     return digest.hexdigest()[:24]
-
-
-def _write_compiled(path: Path, compiled: CompiledModel) -> None:
-    batch, context, prefill = compiled.axes
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz.tmp", delete=False) as file:
-        np.savez(
-            file,
-            batch=batch,
-            context=context,
-            prefill=prefill,
-            step_s=compiled.step_s,
-            busy_w=compiled.busy_w,
-            idle_w=compiled.idle_w,
-            upper_factor=np.array(compiled.upper_factor),
-        )
-    Path(file.name).replace(path)
-
-
-def _read_compiled(path: Path, clocks_mhz: tuple[int, ...]) -> CompiledModel | None:
-    """The cached table, or None where there is none that can be used: it is then built anew."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            compiled = CompiledModel(
-                clocks_mhz,
-                float(data["upper_factor"]),
-                (data["batch"], data["context"], data["prefill"]),
-                data["step_s"],
-                data["busy_w"],
-                data["idle_w"],
-            )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-        return None
-    return compiled if _consistent(compiled) else None
-
-
-def _consistent(compiled: CompiledModel) -> bool:
-    tables = (compiled.step_s, compiled.busy_w)
-    if any(axis.ndim != 1 or len(axis) < 2 or np.any(np.diff(axis) <= 0) for axis in compiled.axes):
-        return False
-    cells = int(np.prod([len(axis) for axis in compiled.axes]))
-    shape = (cells, len(compiled.clocks_mhz))
-    return (
-        all(table.shape == shape and bool((np.isfinite(table) & (table > 0)).all()) for table in tables)
-        and compiled.idle_w.shape == shape[1:]
-        and bool(np.isfinite(compiled.idle_w).all())
-        and 1.0 <= compiled.upper_factor <= 10.0
-    )
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -11,6 +11,7 @@ from kvwatt.energy import PowerModel, PowerPrior, power_terms
 from kvwatt.lattice import Floats, Lattice, context_tokens, knots_of
 from kvwatt.prior import COEFFICIENTS, StepPrior, step_time_s
 from kvwatt.profiles import ProfileTable
+from kvwatt.trees import grid_values, read_trees
 
 OVERLAP_RANGE = (1.0, 8.0)
 _TOWARDS_START = 0.01  # weight of the pull that keeps unidentified coefficients finite
@@ -176,21 +177,14 @@ def axes_of(table: ProfileTable) -> Axes:
 
 
 def lattice_of(trees: str, axes: Axes) -> Lattice:
-    """The trees' values at the knots. Raises `lightgbm.basic.LightGBMError` on a bad text."""
-    import lightgbm
-
-    booster = lightgbm.Booster(model_str=trees)
-    if booster.num_feature() != 4:
-        raise ValueError(f"model has {booster.num_feature()} features, 4 are expected")
-    sides = (axes.batch, axes.context, axes.prefill, axes.clocks_mhz)
-    batch, context, prefill, clock = (side.ravel() for side in np.meshgrid(*sides, indexing="ij"))
-    context = np.where(batch > 0, context, 0.0)
-    points = np.stack([clock, batch, context, prefill], axis=1)
-    values = np.asarray(booster.predict(points, num_threads=1), dtype=np.float64)
+    """The trees' values at the knots. Raises ValueError on a text that kvwatt would not write."""
+    read = read_trees(trees, features=4)
+    values = grid_values(read, (axes.clocks_mhz, axes.batch, axes.context, axes.prefill))
+    if axes.batch[0] == 0.0:  # where nobody decodes there is no context
+        values[:, 0] = grid_values(read, (axes.clocks_mhz, (0.0,), (0.0,), axes.prefill))[:, 0]
     if not np.all(np.isfinite(values)):
         raise ValueError("model predicts values that are not finite")
-    shape = tuple(len(side) for side in sides)
-    return Lattice(axes.batch, axes.context, axes.prefill, axes.clocks_mhz, values.reshape(shape))
+    return Lattice(axes.batch, axes.context, axes.prefill, axes.clocks_mhz, np.moveaxis(values, 0, -1).copy())
 
 
 def fit_power(table: ProfileTable, step: StepPrior, options: BoostOptions) -> tuple[PowerModel, str]:
