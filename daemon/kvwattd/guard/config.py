@@ -9,7 +9,6 @@ import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
 from kvwattd.guard.gpulocks import default_folder
@@ -78,7 +77,7 @@ def load(path: Path) -> dict[str, object]:
     _refuse_writable(path)
     try:
         values = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from None
     for key in sorted(values.keys() - _KEYS):
         raise ConfigError(f"{path}: {key} = {values[key]!r}: unknown key; known: {', '.join(sorted(_KEYS))}")
@@ -216,8 +215,8 @@ def _whole(values: Mapping[str, object], key: str, default: int) -> int:
 
 def _number(values: Mapping[str, object], key: str, default: float) -> float:
     value = values.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value):
-        raise ConfigError(f"{key} = {value!r}: expected a number of seconds")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= 1e9:
+        raise ConfigError(f"{key} = {repr(value)[:80]}: expected a number of seconds")
     return float(value)
 
 

@@ -149,8 +149,8 @@ def str_field(message: Message, key: str) -> str:
 
 def float_field(message: Message, key: str) -> float:
     value = message.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise _bad(key, value, "a number")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= 1e15:
+        raise _bad(key, value, "a finite number")
     return float(value)
 
 
