@@ -217,7 +217,7 @@ def bars(worst: dict[str, tuple[float, int]], rows: Sequence[Row]) -> list[Bar]:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Ratios by number of jobs, one line per scheduler."""
-    import plotly.graph_objects as go  # noqa: PLC0415 - only when a plot is asked for
+    import plotly.graph_objects as go
 
     figure = go.Figure()
     for name in dict.fromkeys(r.scheduler for r in rows):
