@@ -203,3 +203,48 @@ def test_the_instance_s_name_comes_from_the_environment(
     recorder.record(scheduler(), iteration(), engine=0)
     recorder.close()
     assert listener.records()[0].instance == "code"
+
+
+def test_starts_are_told_with_arrival_and_prompts(recorder: Recorder, listener: Listener) -> None:
+    """By the server's wall clock, from which its latencies count; a request's end names the same arrival."""
+    first = iteration(iteration_timestamp=1_700_000_010.0, time_to_first_tokens_iter=[0.4, 0.25])
+    recorder.record(scheduler(), first, engine=0)
+    last = iteration(
+        iteration_timestamp=1_700_000_011.6,
+        time_to_first_tokens_iter=[],
+        finished_requests=[finished_request(e2e_latency=2.0)],
+    )
+    recorder.record(scheduler(), last, engine=0)
+    began, over = listener.records()
+    (group,) = began.started
+    assert (group.at_s, group.prompt_tokens, group.ttft_s) == (1_700_000_010.0, 120, [0.4, 0.25])
+    assert group.decode_step == began.decode_steps_total == 1
+    assert over.started == []
+    assert over.finished[0].arrival_s == pytest.approx(group.at_s - group.ttft_s[0], abs=1e-5)
+
+
+def test_a_version_that_does_not_tell_when_tells_no_starts(recorder: Recorder, listener: Listener) -> None:
+    """Without a time of the step, first tokens are told as waits alone."""
+    recorder.record(scheduler(), iteration(finished_requests=[finished_request()]), engine=0)
+    (got,) = listener.records()
+    assert got.started == []
+    assert got.first_tokens_s == [0.4]
+    assert got.finished[0].arrival_s is None
+
+
+def test_starts_behind_a_full_queue_come_later(recorder: Recorder, listener: Listener) -> None:
+    """A dropped record loses no request: its start goes with a later record, with the step it was in."""
+    steps = 2000
+    for step in range(steps):
+        recorder.record(scheduler(), iteration(iteration_timestamp=1.7e9 + step), engine=0)
+    got: list[Record] = []
+    for _ in range(120):
+        got += listener.records()
+        recorder.flush()
+    for step in range(steps, steps + 10):
+        recorder.record(scheduler(), iteration(iteration_timestamp=1.7e9 + step), engine=0)
+        got += listener.records()
+    assert recorder.dropped > 0
+    told = [(group.at_s - 1.7e9, group.decode_step) for item in got for group in item.started]
+    assert told == [(float(step), step + 1) for step in range(steps + 10)]
+    assert got[-1].decode_steps_total == steps + 10

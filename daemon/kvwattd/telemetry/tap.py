@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 SOCKET_MODE: Final = 0o660
 LONGEST_S: Final = 86_400.0
 MOST_TOKENS: Final = 1 << 32
+MOST_SECONDS: Final = float(1 << 40)  # of a wall clock
 # Bad UTF-8, deep nesting and keys that cannot be hashed are no DecodeError.
 UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError, TypeError)
 _RECORD: Final = msgspec.msgpack.Decoder(Record)
@@ -83,12 +84,21 @@ def _check_values(record: Record) -> None:
     for name in ("step_s", "itl_sum_s", "sent_s"):
         _within(name, getattr(record, name), inf if name == "sent_s" else LONGEST_S * MOST_TOKENS)
     _within("kv_usage", record.kv_usage, 1.0)
+    _within("decode_steps_total", record.decode_steps_total, inf)
+    _within("wall_s", record.wall_s, MOST_SECONDS)
     for wait_s in record.first_tokens_s:
         _within("first_tokens_s", wait_s, LONGEST_S)
+    for group in record.started:
+        _within("started.at_s", group.at_s, MOST_SECONDS)
+        _within("started.decode_step", group.decode_step, inf)
+        _within("started.prompt_tokens", group.prompt_tokens, MOST_TOKENS)
+        for wait_s in group.ttft_s:
+            _within("started.ttft_s", wait_s, LONGEST_S)
     for item in record.finished:
         _within("finished.prompt_tokens", item.prompt_tokens, MOST_TOKENS)
         _within("finished.output_tokens", item.output_tokens, MOST_TOKENS)
         _within("finished.max_tokens", item.max_tokens, MOST_TOKENS)
+        _within("finished.arrival_s", item.arrival_s, MOST_SECONDS)
 
 
 def _within(name: str, value: float | None, most: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import SupportsFloat, SupportsInt
 
-from kvwattd.vllm_plugin.wire import MAX_NAME, Finished
+from kvwattd.vllm_plugin.wire import MAX_FIRST_TOKENS, MAX_NAME, Finished, Started
 
 
 def served_name(vllm_config: object) -> str:
@@ -54,13 +54,29 @@ def computed_prompt_tokens(iteration: object) -> int:
     return whole(getattr(iteration, "num_prompt_tokens", None) if computed is None else computed)
 
 
+def whole_prompt_tokens(iteration: object) -> int:
+    """Length of the prompts that were completed, cache hits included."""
+    total = getattr(getattr(iteration, "prompt_token_stats", None), "total", None)
+    return whole(getattr(iteration, "num_prompt_tokens", None) if total is None else total)
+
+
+def started(iteration: object, decode_step: int) -> Started | None:
+    """The requests whose first token came in this step; None: none, or the version does not tell when."""
+    first = getattr(iteration, "time_to_first_tokens_iter", None)
+    at_s = getattr(iteration, "iteration_timestamp", None)
+    if not first or at_s is None:
+        return None
+    waits = [float(wait_s) for wait_s in first[:MAX_FIRST_TOKENS]]
+    return Started(float(at_s), decode_step, whole_prompt_tokens(iteration), waits)
+
+
 def chunk_tokens(scheduler: object) -> int | None:
     """Prompt tokens of this step; only with --enable-logging-iteration-details."""
     return maybe_whole(getattr(getattr(scheduler, "iteration_details", None), "num_ctx_tokens", None))
 
 
-def finished(requests: Iterable[object]) -> list[Finished]:
-    """What is told of each finished request: lengths and times, no text and no name."""
+def finished(requests: Iterable[object], at_s: float | None = None) -> list[Finished]:
+    """What is told of each request that finished at `at_s`: lengths and times, no text and no name."""
     return [
         Finished(
             reason=whole(getattr(item, "finish_reason", None)),
@@ -72,6 +88,7 @@ def finished(requests: Iterable[object]) -> list[Finished]:
             queued_s=seconds(getattr(item, "queued_time", None)),
             prefill_s=seconds(getattr(item, "prefill_time", None)),
             decode_s=seconds(getattr(item, "decode_time", None)),
+            arrival_s=None if at_s is None else at_s - seconds(getattr(item, "e2e_latency", None)),
         )
         for item in requests
     ]

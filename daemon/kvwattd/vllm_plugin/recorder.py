@@ -1,6 +1,6 @@
 """Turns the statistics of a step into a record and sends it. Every step of vLLM passes here: microseconds.
 
-Finished requests of a record that could not be sent go with the next one, up to a limit.
+What started and finished by a record that could not be sent goes with the next one, up to a limit.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from kvwattd.vllm_plugin.wire import (
     VERSION,
     Finished,
     Record,
+    Started,
 )
 
 KEPT_FINISHED = 4 * MAX_FINISHED
+KEPT_STARTED = 4 * MAX_FIRST_TOKENS  # groups of one step; most have one request
 
 
 @dataclass(slots=True)
@@ -35,7 +37,28 @@ class _Engine:
     sequence: int = 0
     generated: int = 0
     finished: int = 0
+    decode_steps: int = 0
     unsent: deque[Finished] = field(default_factory=lambda: deque(maxlen=KEPT_FINISHED))
+    unsent_started: deque[Started] = field(default_factory=lambda: deque(maxlen=KEPT_STARTED))
+
+    def batch(self) -> tuple[list[Finished], list[Started]]:
+        """What goes with the next record: as much as a datagram holds."""
+        if not self.unsent and not self.unsent_started:
+            return [], []
+        left, groups = MAX_FIRST_TOKENS, []
+        for group in self.unsent_started:
+            left -= len(group.ttft_s)
+            if left < 0:
+                break
+            groups.append(group)
+        return list(islice(self.unsent, MAX_FINISHED)), groups
+
+    def sent(self, finished: int, started: int) -> None:
+        """So many of what `batch` gave were taken."""
+        for _ in range(finished):
+            self.unsent.popleft()
+        for _ in range(started):
+            self.unsent_started.popleft()
 
 
 class Recorder:
@@ -64,18 +87,22 @@ class Recorder:
         told.generated += reading.whole(getattr(iteration, "num_generation_tokens", None))
         ended = getattr(iteration, "finished_requests", None)
         told.finished += len(ended) if ended else 0
+        if getattr(iteration, "inter_token_latencies_iter", None):
+            told.decode_steps += 1
         if not self._sender.listening(now_s):
             self._sender.dropped += 1
             return
         if ended:
-            told.unsent.extend(reading.finished(ended))
+            told.unsent.extend(reading.finished(ended, getattr(iteration, "iteration_timestamp", None)))
+        began = reading.started(iteration, told.decode_steps)
+        if began is not None:
+            told.unsent_started.append(began)
         told.sequence += 1
-        batch = list(islice(told.unsent, MAX_FINISHED)) if told.unsent else []
-        record = self._step(scheduler, iteration, (engine, told), now_s, batch)
+        finished, started = told.batch()
+        record = self._step(scheduler, iteration, (engine, told), now_s, (finished, started))
         self._encoder.encode_into(record, self._buffer)
         if self._sender.send(self._buffer, now_s):
-            for _ in batch:
-                told.unsent.popleft()
+            told.sent(len(finished), len(started))
 
     def flush(self) -> None:
         """Send what found the queue full, if no step comes to do it."""
@@ -91,7 +118,7 @@ class Recorder:
         iteration: object,
         of: tuple[int, _Engine],
         now_s: float,
-        ended: list[Finished],
+        news: tuple[list[Finished], list[Started]],
     ) -> Record:
         engine, told = of
         gaps = getattr(iteration, "inter_token_latencies_iter", None)
@@ -120,5 +147,8 @@ class Recorder:
             finished_total=told.finished,
             dropped_total=self._sender.dropped,
             first_tokens_s=[float(s) for s in first[:MAX_FIRST_TOKENS]] if first else [],
-            finished=ended,
+            finished=news[0],
+            wall_s=time.time(),
+            decode_steps_total=told.decode_steps,
+            started=news[1],
         )

@@ -31,6 +31,16 @@ class Finished(msgspec.Struct, array_like=True, frozen=True, gc=False):
     queued_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    arrival_s: float | None = None  # on the server's wall clock
+
+
+class Started(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The requests whose first token came in one step."""
+
+    at_s: float  # the server's wall clock, from which its latencies count
+    decode_step: int  # Record.decode_steps_total of that step
+    prompt_tokens: int  # of all of them together, cache hits included
+    ttft_s: list[float]
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -59,3 +69,6 @@ class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     dropped_total: int  # records that nobody took
     first_tokens_s: list[float] = []
     finished: list[Finished] = []
+    wall_s: float | None = None  # the server's wall clock at `sent_s`; None: an older sender
+    decode_steps_total: int = 0  # steps with `decodes` > 0
+    started: list[Started] = []  # of this step, and of steps before whose record could not be sent
