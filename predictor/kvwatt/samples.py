@@ -52,7 +52,7 @@ SAMPLE_FIELDS = tuple(item.name for item in fields(Sample))
 def sample_from(values: Sequence[float | None]) -> Sample:
     """A sample from numbers in the order of `SAMPLE_FIELDS`, None for unknown power. Raises ValueError."""
     number, *rest = values
-    if number is None or len(rest) != len(SAMPLE_FIELDS) - 1:
+    if number is None or not math.isfinite(number) or len(rest) != len(SAMPLE_FIELDS) - 1:
         raise ValueError(f"a sample has the numbers {', '.join(SAMPLE_FIELDS)}, got {values}")
     return Sample(int(number), *(math.nan if value is None else float(value) for value in rest))
 

@@ -147,12 +147,14 @@ def _read_rows(path: Path, rows: _Rows) -> tuple[TraceRequest, ...]:
 def _timestamp(where: str, text: str) -> datetime:
     # The files carry 100 ns; datetime carries microseconds and refuses a seventh digit on 3.11.
     whole, dot, fraction = text.partition(".")
+    expected = f"{where}: TIMESTAMP {text!r} is not a time; expected like 2023-11-16 18:15:46.6805900"
     try:
-        return datetime.fromisoformat(whole + dot + fraction[:6].ljust(6, "0") if dot else whole)
+        at = datetime.fromisoformat(whole + dot + fraction[:6].ljust(6, "0") if dot else whole)
     except ValueError as error:
-        raise TraceError(
-            f"{where}: TIMESTAMP {text!r} is not a time; expected like 2023-11-16 18:15:46.6805900"
-        ) from error
+        raise TraceError(expected) from error
+    if at.tzinfo is not None:
+        raise TraceError(f"{expected}, without a time zone")
+    return at
 
 
 def _tokens(where: str, column: str, text: str) -> int:
