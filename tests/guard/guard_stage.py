@@ -78,6 +78,17 @@ class GuardStage:
             check=False,
         )
 
+    def run_bare(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A guard with these arguments alone, that ends by itself."""
+        return subprocess.run(
+            [sys.executable, "-m", "kvwattd.guard", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
     def locks(self) -> list[tuple[int, int] | None]:
         return [self.gpus.lock_mhz(index) for index in range(self.gpus.count)]
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -97,6 +97,42 @@ async def test_bad_configuration(stage: GuardStage) -> None:
     done = await asyncio.to_thread(stage.run, "--min-mhz", "5000")
     assert done.returncode == 2
     assert "max_mhz = 2400: expected" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["gpus = [", "leese_s = 1", 'gpus = ["0"]'])
+async def test_recorded_clocks_are_undone_whatever_the_configuration(
+    stage: GuardStage, controller: Callable[..., subprocess.Popen[str]], text: str
+) -> None:
+    """After a kill, `--reset-recorded` undoes the record though guard.toml is broken; so does a start."""
+    config = stage.folder / "guard.toml"
+    config.write_text("")
+    await stage.start("--config", str(config))
+    for option, status in (("--reset-recorded", 0), ("--max-mhz=2400", 2)):
+        holder = await asyncio.to_thread(controller)
+        stage.guard.kill()
+        await asyncio.to_thread(stage.guard.wait, 30)
+        holder.kill()
+        assert stage.locks()[:2] == [(300, 1200)] * 2
+        config.write_text(text)
+        arguments = ["--config", str(config), "--state-file", str(stage.state_file), option]
+        done = await asyncio.to_thread(stage.run_bare, *arguments)
+        assert (done.returncode, stage.locks()[:2]) == (status, [None, None]), done.stderr
+        assert "guard.toml" in done.stderr or "gpus =" in done.stderr
+        config.write_text("")
+        await stage.start("--config", str(config))
+
+
+async def test_a_hung_shutdown_does_not_hold_the_end_up(stage: GuardStage) -> None:
+    """The clocks are reset and the process ends though nvmlShutdown never comes back."""
+    await stage.start()
+    client = GuardClient(stage.socket, timeout_s=5.0)
+    await client.connect()
+    await client.set_clocks(UUIDS[:1], 300, 900)
+    stage.gpus.inject(0, Fault("nvmlShutdown", hang_s=120.0))
+    stage.guard.terminate()
+    assert await asyncio.to_thread(stage.guard.wait, 30) == 0
+    assert stage.locks() == [None] * 4
+    await client.close()
 
 
 async def test_no_driver(stage: GuardStage) -> None:

@@ -38,6 +38,11 @@ class Connection:
             if not await self._send(await self._answer(handler, line)):
                 return
 
+    async def turn_away(self, error: GuardError) -> None:
+        """Answer the first message with `error`, so that the client learns of it, and no other."""
+        if await self._next_line() is not None:
+            await self.refuse(error)
+
     async def refuse(self, error: GuardError) -> None:
         await self._send(_failed(None, error))
 

@@ -109,16 +109,16 @@ class GuardServer:
             return
         connection = Connection(self._count, peer, reader, writer)
         try:
-            if not self._config.allowed.admits(peer):
-                log.warning("pid %d (uid %d) is not allowed here", peer.pid, peer.uid)
-                text = f"uid {peer.uid} is neither among the guard's `users` nor in its `groups`"
-                await connection.refuse(GuardError(Code.NOT_ALLOWED, text))
-                return
             if len(self._connections) >= MAX_CONNECTIONS:
                 await connection.refuse(GuardError(Code.BUSY, f"{MAX_CONNECTIONS} connections already"))
                 return
             self._connections[connection.number] = connection
-            await connection.serve(self._handle)
+            if self._config.allowed.admits(peer):
+                await connection.serve(self._handle)
+            else:
+                log.warning("pid %d (uid %d) is not allowed here", peer.pid, peer.uid)
+                text = f"uid {peer.uid} is neither among the guard's `users` nor in its `groups`"
+                await connection.turn_away(GuardError(Code.NOT_ALLOWED, text))
         finally:
             self._connections.pop(connection.number, None)
             if self._lease.release(connection.number):

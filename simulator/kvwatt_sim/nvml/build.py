@@ -57,7 +57,7 @@ def build(cache: Path | None = None) -> NvmlLibs:
     Any number of processes may call it at once: each compiles beside the cache and the first to finish
     moves its folder into place.
     """
-    cache = cache or _cache_dir()
+    cache = cache or cache_dir()
     target = cache / f"nvml-{source_hash()}"
     libs = NvmlLibs(target, target / NVML_NAME, target / CONTROL_NAME)
     if not target.is_dir():
@@ -87,7 +87,7 @@ def source_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _cache_dir() -> Path:
+def cache_dir() -> Path:
     # The XDG specification has a relative path ignored.
     root = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (root if root.is_absolute() else Path.home() / ".cache") / "kvwatt"

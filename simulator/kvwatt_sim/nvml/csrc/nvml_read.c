@@ -11,6 +11,7 @@ enum { FIELD_ENERGY = 83, FIELD_POWER_AVERAGE = 185, FIELD_POWER_INSTANT, FIELD_
        FIELD_DEFAULT_LIMIT, FIELD_CURRENT_LIMIT, FIELD_REQUESTED_LIMIT = 192 };
 enum { VALUE_UNSIGNED_INT = 1, VALUE_UNSIGNED_LONG_LONG = 3 };
 enum { THRESHOLD_SHUTDOWN, THRESHOLD_SLOWDOWN };
+#define ENERGY_JUMP_MJ 1e12
 #define SHUTDOWN_ABOVE_SLOWDOWN_C 8.0
 #define TEMPERATURE_V1 (sizeof(nvmlTemperature_v1_t) | 1u << 24)
 
@@ -22,6 +23,14 @@ static unsigned int milli(double value)
 static unsigned int percent(double share)
 {
     return (unsigned int)lround(share * 1e2);
+}
+
+/* Disobedient counters: WRONG jumped far ahead, IGNORE stands at zero. */
+static double energy_mj(const kvws_call *call)
+{
+    if (call->obedience == KVWS_WRONG)
+        return call->gpu->motion.visible_j * 1e3 + ENERGY_JUMP_MJ;
+    return call->obedience == KVWS_IGNORE ? 0.0 : call->gpu->motion.visible_j * 1e3;
 }
 
 /* Reads one number of the GPU's present. */
@@ -40,7 +49,7 @@ static unsigned int percent(double share)
     }
 
 READ(nvmlDeviceGetPowerUsage, unsigned int, milli(call.gpu->motion.average_w))
-READ(nvmlDeviceGetTotalEnergyConsumption, unsigned long long, call.gpu->motion.visible_j * 1e3)
+READ(nvmlDeviceGetTotalEnergyConsumption, unsigned long long, energy_mj(&call))
 READ(nvmlDeviceGetPowerManagementLimit, unsigned int, milli(call.gpu->cap_w))
 READ(nvmlDeviceGetEnforcedPowerLimit, unsigned int, milli(call.gpu->cap_w))
 READ(nvmlDeviceGetPowerManagementDefaultLimit, unsigned int, milli(call.gpu->spec.default_cap_w))

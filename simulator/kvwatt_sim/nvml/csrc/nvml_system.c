@@ -34,7 +34,9 @@ NVML_API nvmlReturn_t nvmlInit(void)
 
 NVML_API nvmlReturn_t nvmlShutdown(void)
 {
-    return kvws_api_close();
+    kvws_state *state = kvws_api_state();
+    nvmlReturn_t rc = state ? kvws_api_system_fault(state, __func__) : NVML_SUCCESS;
+    return rc != NVML_SUCCESS ? rc : kvws_api_close();
 }
 
 NVML_API const char *nvmlErrorString(nvmlReturn_t result)
