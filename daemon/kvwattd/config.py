@@ -13,21 +13,27 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from kvwatt.state import Slo, SloTarget
+from kvwattd.config_checks import cross_problems
 from kvwattd.config_errors import ConfigError, ConfigProblem, nearest_hint, problems_from
+from kvwattd.config_values import (
+    BaseUrl,
+    Count,
+    FileMode,
+    GpuName,
+    InstanceName,
+    Megahertz,
+    Port,
+    Quantile,
+    Ratio,
+    Seconds,
+    SecondsOrNever,
+    SocketPath,
+)
 
 __all__ = [
     "ApiConfig",
@@ -48,10 +54,7 @@ __all__ = [
 ]
 
 ENV_PREFIX = "KVWATT_"
-LONGEST_SOCKET_PATH = 107  # sockaddr_un
 _ENV_NAME = re.compile(rf"{ENV_PREFIX}(?P<section>[A-Z0-9]+?)__\w+", re.IGNORECASE)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-_GPU = re.compile(r"\d{1,3}|GPU-[0-9A-Za-z-]+")
 
 
 class Mode(StrEnum):
@@ -60,60 +63,6 @@ class Mode(StrEnum):
     OFF = "off"
     SHADOW = "shadow"
     ACTIVE = "active"
-
-
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("Input should be a number, not true or false")
-    return value
-
-
-def _socket_path(value: Path) -> Path:
-    if not value.is_absolute() or len(os.fsencode(value)) > LONGEST_SOCKET_PATH:
-        raise ValueError(f"must be an absolute path of at most {LONGEST_SOCKET_PATH} bytes")
-    return value
-
-
-def _base_url(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid or parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
-        raise ValueError(
-            "Input should be the server's base URL, http://HOST:PORT or https://HOST:PORT without path, "
-            "user or password"
-        )
-    return value.rstrip("/")
-
-
-def _name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError(
-            "Input should be 1 to 63 letters, digits or any of '_.-', the first a letter or digit"
-        )
-    return value
-
-
-def _gpu(value: object) -> object:
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if isinstance(text, str) and text.startswith("MIG-"):
-        raise ValueError("Input should be a whole GPU: MIG slices share one clock and cannot be controlled")
-    if not isinstance(text, str) or not _GPU.fullmatch(text):
-        raise ValueError('Input should be a GPU UUID ("GPU-...") or an index as a string ("0")')
-    return text
-
-
-_NUMBER = BeforeValidator(_no_bool)
-Seconds = Annotated[float, _NUMBER, Field(gt=0, le=86_400, allow_inf_nan=False)]
-SecondsOrNever = Annotated[float, _NUMBER, Field(ge=0, le=86_400, allow_inf_nan=False)]
-Ratio = Annotated[float, _NUMBER, Field(ge=0, lt=1, allow_inf_nan=False)]
-Quantile = Annotated[float, _NUMBER, Field(gt=0, lt=1, allow_inf_nan=False)]
-Megahertz = Annotated[int, _NUMBER, Field(gt=0, le=10_000)]
-Count = Annotated[int, _NUMBER, Field(ge=1, le=1_000_000)]
-GpuName = Annotated[str, BeforeValidator(_gpu)]
-InstanceName = Annotated[str, AfterValidator(_name)]
 
 
 class _Section(BaseModel):
@@ -129,9 +78,20 @@ class DaemonConfig(_Section):
 
 
 class ApiConfig(_Section):
+    """Where REST and /metrics are served, and to whom."""
+
+    tcp: bool = True
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    port: Annotated[int, _NUMBER, Field(ge=0, le=65_535)] = 8484
+    port: Port = 8484
+    socket: SocketPath | None = None
+    socket_mode: FileMode = "0660"
+    socket_group: str | None = None
     token_file: Path | None = None
+    read_access: Literal["loopback", "token", "open"] = "loopback"
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    insecure_remote: bool = False
+    writes_per_minute: Count = 60
 
 
 class GuardConfig(_Section):
@@ -150,7 +110,7 @@ class ModelConfig(_Section):
 class TapConfig(_Section):
     """Where the plugin inside vLLM sends its records; without a socket there is no tap."""
 
-    socket: Annotated[Path, AfterValidator(_socket_path)] | None = None
+    socket: SocketPath | None = None
 
 
 class SloTargetConfig(_Section):
@@ -183,7 +143,7 @@ class InstanceConfig(_Section):
     """One vLLM engine and the GPUs it runs on."""
 
     name: InstanceName
-    url: Annotated[str, AfterValidator(_base_url)]
+    url: BaseUrl
     gpus: Annotated[tuple[GpuName, ...], Field(min_length=1, max_length=64)]
     tp: Count = 1
     engine: str | None = None
@@ -233,12 +193,14 @@ class Config(BaseSettings):
 
     def slo_for(self, name: str) -> Slo:
         """The promises of one instance: its own targets, else the defaults under [slo]."""
-        own = next(i.slo for i in self.instance if i.name == name)
-        return _slo(own, self.slo)
+        return self.slo_of(next(i for i in self.instance if i.name == name))
+
+    def slo_of(self, item: InstanceConfig) -> Slo:
+        return _slo(item.slo, self.slo)
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
-        problems = [*_daemon_problems(self), *_instance_problems(self), *_ownership_problems(self)]
+        problems = list(cross_problems(self))
         if problems:
             raise ConfigError(problems)
         return self
@@ -253,49 +215,6 @@ def _slo(own: SloConfig, default: SloConfig) -> Slo:
     )
 
 
-def _daemon_problems(config: Config) -> Iterable[ConfigProblem]:
-    tick_s, lease_s, policy = config.daemon.tick_s, config.guard.lease_s, config.policy
-    if lease_s <= tick_s:
-        yield ConfigProblem("guard.lease_s", lease_s, f"more than daemon.tick_s ({tick_s} s)")
-    if policy.floor_mhz and policy.ceiling_mhz and policy.floor_mhz > policy.ceiling_mhz:
-        accepted = f"at most policy.ceiling_mhz ({policy.ceiling_mhz} MHz)"
-        yield ConfigProblem("policy.floor_mhz", policy.floor_mhz, accepted)
-
-
-def _instance_problems(config: Config) -> Iterable[ConfigProblem]:
-    for index, item in enumerate(config.instance):
-        key = f"instance[{index}]"
-        if item.stale_after_s <= item.poll_s:
-            accepted = f"more than {key}.poll_s ({item.poll_s} s)"
-            yield ConfigProblem(f"{key}.stale_after_s", item.stale_after_s, accepted)
-        if item.scrape_deadline_s >= item.stale_after_s:
-            accepted = f"less than {key}.stale_after_s ({item.stale_after_s} s)"
-            yield ConfigProblem(f"{key}.scrape_deadline_s", item.scrape_deadline_s, accepted)
-        if len(item.gpus) % item.tp:
-            accepted = f"a divisor of the number of GPUs in {key}.gpus ({len(item.gpus)})"
-            yield ConfigProblem(f"{key}.tp", item.tp, accepted)
-        if _slo(item.slo, config.slo) == Slo():
-            accepted = (
-                "at least one promise: [slo.ttft], [slo.tbt] or [slo.e2e] with limit_s, here or for all"
-            )
-            yield ConfigProblem(f"{key}.slo", "nothing", accepted)
-
-
-def _ownership_problems(config: Config) -> Iterable[ConfigProblem]:
-    names: dict[str, int] = {}
-    owners: dict[str, str] = {}
-    for index, item in enumerate(config.instance):
-        if item.name in names:
-            accepted = f"a name of its own (instance[{names[item.name]}] has it already)"
-            yield ConfigProblem(f"instance[{index}].name", item.name, accepted)
-        names.setdefault(item.name, index)
-        for gpu in item.gpus:
-            if gpu in owners:
-                accepted = f"a GPU that no other entry owns (owned by instance {owners[gpu]!r})"
-                yield ConfigProblem(f"instance[{index}].gpus", gpu, accepted)
-            owners.setdefault(gpu, item.name)
-
-
 def _environment_problems(environ: Mapping[str, str]) -> Iterable[ConfigProblem]:
     """Variables that look like overrides but name no section would otherwise be ignored in silence."""
     for name, value in sorted(environ.items()):
@@ -308,6 +227,8 @@ def _environment_problems(environ: Mapping[str, str]) -> Iterable[ConfigProblem]
 def parse_config(data: Mapping[str, Any]) -> Config:
     """Validate already parsed TOML; the environment overrides it. Raises ConfigError."""
     problems = list(_environment_problems(os.environ))
+    # Arguments of pydantic-settings itself, which are no keys.
+    problems += [ConfigProblem(key, data[key], "a known section") for key in data if key.startswith("_")]
     if problems:
         raise ConfigError(problems)
     try:
@@ -322,6 +243,6 @@ def load_config(path: Path) -> Config:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([ConfigProblem(str(path), error.strerror, "a readable TOML file")]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of the encoding, the format, a number of 5,000 digits
         raise ConfigError([ConfigProblem(str(path), str(error), "valid TOML in UTF-8")]) from error
     return parse_config(data)

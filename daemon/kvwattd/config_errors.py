@@ -21,9 +21,13 @@ class ConfigProblem:
     value: object
     accepted: str
 
+    @property
+    def shown(self) -> str:
+        """The value without credentials."""
+        return _CREDENTIALS.sub("//***@", repr(self.value))
+
     def __str__(self) -> str:
-        shown = _CREDENTIALS.sub("//***@", repr(self.value))
-        return f"{self.key}: got {shown}, accepted: {self.accepted}"
+        return f"{self.key}: got {self.shown}, accepted: {self.accepted}"
 
 
 class ConfigError(Exception):

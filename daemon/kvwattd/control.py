@@ -8,27 +8,35 @@ import time
 
 from kvwatt.state import Slo
 from kvwattd import views
+from kvwattd.api.auth import Access, security_view
 from kvwattd.api.ports import Rejected, UnknownInstance
 from kvwattd.api.schemas import (
     BuildView,
+    ConfigStateView,
     DecisionView,
     HealthView,
     InstanceView,
     ModelVersionsView,
     ModelView,
+    ModeSetView,
     ModeView,
     OverrideRequest,
     OverrideView,
     ReadyView,
+    ReloadView,
     RollbackRequest,
+    SettingsView,
+    SloSetView,
     SloView,
     StatusView,
 )
-from kvwattd.config import Mode
+from kvwattd.api.tokens import TokenFile
+from kvwattd.config import ConfigError, Mode
 from kvwattd.instance import InstanceRuntime, Override
 from kvwattd.loop import Daemon
 from kvwattd.model_versions import VersionError, VersionStore
 from kvwattd.regime import Regime
+from kvwattd.reload import Reloader
 from kvwattd.version import kvwatt_version
 
 HEALTHY_TICK_AGE_S = 2.0
@@ -38,8 +46,12 @@ READY_REGIMES = frozenset({Regime.SHADOW, Regime.ACTIVE, Regime.OVERRIDE, Regime
 class Control:
     """Implements api.ports.ControlPlane over a running Daemon."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(
+        self, daemon: Daemon, access: Access | None = None, reloader: Reloader | None = None
+    ) -> None:
         self._daemon = daemon
+        self._access = access or Access(TokenFile(None))
+        self._reloader = reloader
         self._unix_offset_s = time.time() - daemon.now()
         self._build = BuildView(version=kvwatt_version(), python=platform.python_version())
 
@@ -64,6 +76,9 @@ class Control:
             decision_duration=views.duration_view(d.durations),
             tap_refused_total=dict(d.tap.refused) if d.tap else {},
             guard=views.guard_view(d.link, d.mode is Mode.ACTIVE, now_s),
+            settings=self.settings(),
+            config=self.config_state(),
+            security=security_view(self._access),
             instances=self.instances(),
         )
 
@@ -84,21 +99,67 @@ class Control:
     def slos(self) -> dict[str, SloView]:
         return {name: SloView.of(run.slo) for name, run in self._daemon.runs.items()}
 
-    def set_slo(self, instance: str, slo: SloView) -> SloView:
+    async def set_slo(self, instance: str, slo: SloView, who: str) -> SloView:
         run, wanted = self._run(instance), slo.slo()
         if wanted == Slo():
             raise Rejected(
                 "nothing is promised", "at least one of ttft, tbt, e2e", "slo", slo.model_dump_json()
             )
         run.slo = wanted
-        return SloView.of(run.slo)
+        kept = SloSetView(by=who, unix_s=time.time(), slo=slo)
+        await self._keep_slos({**self._daemon.settings.current.slos, instance: kept})
+        return SloView.of(wanted)
+
+    async def clear_slo(self, instance: str) -> SloView:
+        run = self._run(instance)
+        run.slo = wanted = self._daemon.config.slo_of(run.config)
+        slos = self._daemon.settings.current.slos
+        if instance in slos:
+            await self._keep_slos({name: slo for name, slo in slos.items() if name != instance})
+        return SloView.of(wanted)
+
+    async def _keep_slos(self, slos: dict[str, SloSetView]) -> None:
+        settings = self._daemon.settings
+        await settings.keep(settings.current.model_copy(update={"slos": slos}))
 
     def mode(self) -> ModeView:
         return ModeView(mode=self._daemon.mode)
 
-    def set_mode(self, mode: ModeView) -> ModeView:
+    async def set_mode(self, mode: ModeView, who: str) -> ModeView:
         self._daemon.set_mode(mode.mode)
-        return self.mode()
+        await self._keep_mode(ModeSetView(by=who, unix_s=time.time(), mode=mode.mode))
+        return mode
+
+    async def clear_mode(self) -> ModeView:
+        mode = self._daemon.config.daemon.mode
+        self._daemon.set_mode(mode)
+        await self._keep_mode(None)
+        return ModeView(mode=mode)
+
+    async def _keep_mode(self, mode: ModeSetView | None) -> None:
+        settings = self._daemon.settings
+        await settings.keep(settings.current.model_copy(update={"mode": mode}))
+
+    def settings(self) -> SettingsView:
+        return self._daemon.settings.view()
+
+    def config_state(self) -> ConfigStateView:
+        if self._reloader is None:
+            return ConfigStateView(loaded_unix_s=self._unix(self._daemon.started_s))
+        return self._reloader.view()
+
+    async def reload(self) -> ReloadView:
+        if self._reloader is None:
+            raise Rejected("there is no configuration file", "a daemon started by `kvwatt run`")
+        try:
+            return await self._reloader.reload()
+        except ConfigError as error:
+            first = error.problems[0]
+            raise Rejected(str(error), first.accepted, first.key, first.shown) from error
+
+    def override(self, instance: str) -> OverrideView | None:
+        run = self._run(instance)
+        return views.override_view(run, self._daemon.now())
 
     def set_override(self, instance: str, request: OverrideRequest) -> OverrideView:
         run, clock = self._run(instance), request.clock_mhz

@@ -25,10 +25,25 @@ class GuardChild:
         self._known = asyncio.Event()
         self._guard: SpawnedGuard | None = None
 
-    def allow(self, uuids: Sequence[str]) -> None:
-        """The GPUs this daemon's instances run on: the guard's allow-list."""
+    async def allow(self, uuids: Sequence[str]) -> None:
+        """The GPUs this daemon's instances run on: the guard's allow-list. A new one needs a new guard."""
+        wider = not set(uuids) <= set(self._uuids)
         self._uuids = tuple(dict.fromkeys(uuids))
         self._known.set()
+        if wider:
+            await self._stop()
+
+    async def configure(self, config: Config) -> None:
+        """Bounds are given to a guard when it starts: other ones need a new guard."""
+        changed = _bounds(config) != _bounds(self._config)
+        self._config = config
+        if changed:
+            await self._stop()
+
+    async def _stop(self) -> None:
+        """End this guard, which resets its clocks; `run` starts the next."""
+        if self._guard is not None:
+            await self._guard.stop()
 
     async def run(self) -> None:
         """One guard after another."""
@@ -57,3 +72,7 @@ class GuardChild:
             return
         log.info("guard: started as process %d", self._guard.pid)
         log.info("guard: ended with status %d", await self._guard.wait())
+
+
+def _bounds(config: Config) -> tuple[int | None, int | None]:
+    return config.policy.floor_mhz, config.policy.ceiling_mhz

@@ -17,9 +17,10 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from kvwatt.policy import PolicyParams
+from kvwatt.state import Slo
 from kvwattd.config import Config, InstanceConfig, Mode
 from kvwattd.durations import Durations
 from kvwattd.guard_child import GuardChild
@@ -32,6 +33,7 @@ from kvwattd.observation import Observation
 from kvwattd.refits import Refits
 from kvwattd.regime import Regime
 from kvwattd.sdnotify import notify
+from kvwattd.settings import SettingsFile
 from kvwattd.tap_routing import addressee
 from kvwattd.telemetry.gpu import GpuInfo, GpuReader, GpuUnavailable
 from kvwattd.telemetry.poller import Poller, TelemetryError
@@ -50,43 +52,62 @@ TAP_RETRY_S = 10.0
 class Daemon:
     """Owns the instances and runs the tasks. Time is monotonic everywhere."""
 
-    def __init__(self, config: Config, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: Config,
+        now: Callable[[], float] = time.monotonic,
+        settings: SettingsFile | None = None,
+    ) -> None:
         self.config = config
         self.now = now
-        self.mode = config.daemon.mode
+        self.settings = settings or SettingsFile(None)
+        self.mode = self.settings.current.mode_over(config)
         self.started_s = now()
         self.durations = Durations()
         self.ticks = 0
         self.ticks_skipped = 0
         self._last_tick_s: float | None = None
         self.runs = {c.name: self._runtime(c) for c in config.instances}
-        models = config.daemon.state_dir / "models"
-        self.stores = {name: VersionStore(models / name, config.model.path) for name in self.runs}
+        self.stores = {name: self._store(name) for name in self.runs}
         self.models = Models(config.model.path, config.model.reload_s, self.permitted_clocks, self.stores)
         self.learners = {name: Learner() for name in self.runs}
         self.refits = Refits(config.model.refit_s, self.stores, self.learners, self.models.wake)
         self.link = GuardLink(config.guard.socket, config.guard.timeout_s, now, self._progressing)
-        self._guard_child = GuardChild(config) if config.guard.spawn else None
+        self.guard_child = GuardChild(config) if config.guard.spawn else None
         self.samples = SampleLog(config.daemon.state_dir / "samples")
-        selectors = [gpu for c in config.instances for gpu in c.gpus]
-        self._reader = GpuReader(selectors, GPU_DEADLINE_S)
+        self._reader = GpuReader(self._selectors(), GPU_DEADLINE_S)
+        self._regrouped = False  # instances came or went: their GPUs are not assigned yet
+        self._group: asyncio.TaskGroup | None = None
+        self._polling: dict[str, asyncio.Task[None]] = {}
         self.tap = TapReceiver(config.tap.socket, self._on_record) if config.tap.socket else None
 
-    def _runtime(self, c: InstanceConfig) -> InstanceRuntime:
+    def _selectors(self) -> list[str]:
+        return [gpu for run in self.runs.values() for gpu in run.config.gpus]
+
+    def _store(self, name: str) -> VersionStore:
+        return VersionStore(self.config.daemon.state_dir / "models" / name, self.config.model.path)
+
+    def slo_for(self, c: InstanceConfig) -> Slo:
+        """The promises in force: those set over REST stand over the configuration's."""
+        kept = self.settings.current.slos.get(c.name)
+        return kept.slo.slo() if kept is not None else self.config.slo_of(c)
+
+    def params_for(self, c: InstanceConfig) -> PolicyParams:
         policy = self.config.policy
         # A burst is seen one poll late at worst, decided a tick later, and takes a switch to answer.
         reaction_s = c.poll_s + self.config.daemon.tick_s + policy.switch_latency_s
-        params = PolicyParams(
+        return PolicyParams(
             lower_dwell_s=policy.lower_dwell_s,
             min_gain_ratio=policy.min_gain_ratio,
             horizon_s=policy.horizon_s,
             margin=policy.margin,
             reaction_s=reaction_s,
         )
-        slo = self.config.slo_for(c.name)
+
+    def _runtime(self, c: InstanceConfig) -> InstanceRuntime:
         observation = Observation(c.poll_s, c.stale_after_s, c.max_num_batched_tokens)
         tapped = self.config.tap.socket is not None
-        return InstanceRuntime(c, slo, params, observation, self.durations, tapped)
+        return InstanceRuntime(c, self.slo_for(c), self.params_for(c), observation, self.durations, tapped)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set; on the way out the guard is told to restore every clock."""
@@ -100,19 +121,52 @@ class Daemon:
         ]
         if self.tap is not None:
             jobs.append(self._tap(self.tap))
-        jobs += [self._polls(run) for run in self.runs.values()]
-        if self._guard_child is not None:
-            jobs.append(self._guard_child.run())
+        if self.guard_child is not None:
+            jobs.append(self.guard_child.run())
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_forever(job)) for job in jobs]
+            async with asyncio.TaskGroup() as self._group:
+                tasks = [self._group.create_task(_forever(job)) for job in jobs]
+                for run in self.runs.values():
+                    self.poll_anew(run)
                 await stop.wait()
-                for task in tasks:
+                for task in (*tasks, *self._polling.values()):
                     task.cancel()
         finally:
+            self._group = None
             self._reader.close()
             if self.tap is not None:
                 self.tap.close()
+
+    def poll_anew(self, run: InstanceRuntime) -> None:
+        """Start polling an instance, or go on with the periods it has now."""
+        self.stop_polling(run.name)
+        if self._group is not None:
+            self._polling[run.name] = self._group.create_task(self._polls(run))
+
+    def stop_polling(self, name: str) -> None:
+        task = self._polling.pop(name, None)
+        if task is not None:
+            task.cancel()
+
+    async def admit(self, c: InstanceConfig) -> None:
+        """Take up an instance while running."""
+        self.stores[c.name], self.learners[c.name] = self._store(c.name), Learner()
+        await self.refits.admit(c.name)
+        run = self.runs[c.name] = self._runtime(c)
+        self._regrouped = True
+        self.poll_anew(run)
+
+    async def dismiss(self, name: str) -> None:
+        """Give an instance up: first its GPUs are at driver default, then it is forgotten."""
+        run = self.runs.pop(name)
+        self.stop_polling(name)
+        self._regrouped = True
+        if run.gpus:
+            uuids = tuple(info.uuid for info in run.gpus)
+            self.link.wish(name, Wish(uuids, self._floor(run), None), run)
+            await self.link.released(name, self.config.guard.lease_s)
+        self.link.forget(name)
+        self.models.forget(name)
 
     def set_mode(self, mode: Mode) -> None:
         """Change the mode; leaving `active` drops the guard connection, which restores the clocks."""
@@ -214,9 +268,12 @@ class Daemon:
         infos: tuple[GpuInfo, ...] = ()
         while True:
             try:
+                if self._regrouped:
+                    self._regrouped, infos = False, ()
+                    self._reader.choose(self._selectors())
                 if not infos:
                     infos = await self._reader.start()
-                    self._assign(infos)
+                    await self._assign(infos)
                 samples = await self._reader.read()
             except GpuUnavailable as error:
                 for run in self.runs.values():
@@ -227,18 +284,20 @@ class Daemon:
                 run.on_gpu(samples, self._reader.failures)
             await asyncio.sleep(GPU_PERIOD_S)
 
-    def _assign(self, infos: tuple[GpuInfo, ...]) -> None:
+    async def _assign(self, infos: tuple[GpuInfo, ...]) -> None:
         """Hand each instance the GPUs it named, by UUID or index."""
-        selectors = [gpu for c in self.config.instances for gpu in c.gpus]
-        by_selector = dict(zip(selectors, infos, strict=True))
+        if self._regrouped:
+            return  # they came and went while the GPUs were looked up: once more
+        by_selector = dict(zip(self._selectors(), infos, strict=True))
+        _refuse_shared(by_selector)
         for run in self.runs.values():
             run.gpus = tuple(by_selector[gpu] for gpu in run.config.gpus)
-        if self._guard_child is not None:
-            self._guard_child.allow([info.uuid for info in infos])
+        if self.guard_child is not None:
+            await self.guard_child.allow([info.uuid for info in infos])
 
     async def _models(self) -> None:
         while True:
-            for run in self.runs.values():
+            for run in list(self.runs.values()):
                 await self.models.refresh(run)
             await self.models.pause(self.runs.values())
 
@@ -249,6 +308,17 @@ class Daemon:
                 regimes = ", ".join(f"{name}: {run.regime}" for name, run in self.runs.items())
                 notify(f"WATCHDOG=1\nSTATUS={self.mode}; {regimes}")
             await asyncio.sleep(WATCHDOG_PERIOD_S)
+
+
+def _refuse_shared(by_selector: Mapping[str, GpuInfo]) -> None:
+    """An index and a UUID may name the same GPU, which only shows once they are looked up."""
+    named: dict[str, str] = {}
+    for selector, info in by_selector.items():
+        if info.uuid in named:
+            raise GpuUnavailable(
+                f"{named[info.uuid]!r} and {selector!r} are the same GPU {info.uuid}: name it once"
+            )
+        named[info.uuid] = selector
 
 
 def _steady_window_s(run: InstanceRuntime) -> float:

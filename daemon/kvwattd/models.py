@@ -92,6 +92,18 @@ class Models:
         key = self._keys.get(run.name)
         return key.version if key is not None and run.model.compiled is not None else None
 
+    def forget(self, name: str) -> None:
+        """The instance is gone."""
+        self._keys.pop(name, None)
+        self._manifests.pop(name, None)
+
+    def invalidate(self, run: InstanceRuntime, reason: str) -> None:
+        """Nothing is decided by what was compiled until it is compiled anew."""
+        if run.model.compiled is not None:
+            self._keys.pop(run.name, None)
+            run.model = ModelSlot(None, reason)
+        self.wake()
+
     async def refresh(self, run: InstanceRuntime) -> None:
         """Take up a new artifact, another version, new clocks or a new engine shape for one instance."""
         async with self._busy:  # REST refreshes too: an older load must not overtake a newer one

@@ -124,6 +124,10 @@ class Observation:
         self.progress.on_page(snapshot)
         self.first = self.first or snapshot
 
+    def on_period(self, poll_s: float) -> None:
+        """Polls come at another period from now on."""
+        self._poll_s = poll_s
+
     def on_model(self) -> None:
         """Another model serves: what was learned of the old one's error does not hold for it."""
         self.calibration, self._bounds, self._span = RegimeCalibration(), None, Span()

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fake_plane import TOKEN, FakePlane
+from fake_plane import FakePlane
+from token_files import in_process, opened, write_tokens
 
 from kvwattd.api.app import create_app
-from kvwattd.api.auth import TokenFile
+from kvwattd.api.auth import Access
 
 
 @pytest.fixture
@@ -18,14 +19,15 @@ def plane() -> FakePlane:
 
 @pytest.fixture
 def token_file(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
-    path.write_text(f"{TOKEN}\n")
-    return path
+    return write_tokens(tmp_path / "tokens.toml")
 
 
 @pytest.fixture
-async def client(plane: FakePlane, token_file: Path) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(plane, TokenFile(token_file))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://kvwatt") as client:
+def access(token_file: Path) -> Access:
+    return opened(token_file)
+
+
+@pytest.fixture
+async def client(plane: FakePlane, access: Access) -> AsyncIterator[httpx.AsyncClient]:
+    async with in_process(create_app(plane, access)) as client:
         yield client

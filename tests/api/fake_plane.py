@@ -7,6 +7,7 @@ from kvwattd.api.ports import Rejected, UnknownInstance
 from kvwattd.api.schemas import (
     AttainmentView,
     BuildView,
+    ConfigStateView,
     DecisionView,
     DurationView,
     GpuView,
@@ -16,14 +17,18 @@ from kvwattd.api.schemas import (
     ModelVersionsView,
     ModelVersionView,
     ModelView,
+    ModeSetView,
     ModeView,
     OverrideRequest,
     OverrideView,
     ProjectionView,
     ReadyView,
     RefitView,
+    ReloadView,
     RollbackRequest,
     SavingsView,
+    SettingsView,
+    SloSetView,
     SloView,
     StatusView,
     StepView,
@@ -34,15 +39,19 @@ from kvwattd.regime import Regime
 
 UUID = "GPU-00000000-0000-0000-0000-000000000001"
 TOKEN = "0123456789abcdef-secret"
+READ_TOKEN = "fedcba9876543210-secret"
 SUPPORTED_MHZ = (600, 900, 1200)
+CONFIGURED = SloView.of(Slo(tbt=SloTarget(0.1)))
 REFIT = RefitView(enabled=True, samples=321, last="kept", outcomes_total={"kept": 3, "promoted": 2})
 
 
 class FakePlane:
     def __init__(self) -> None:
-        self.slo_views = {"chat": SloView.of(Slo(tbt=SloTarget(0.1)))}
+        self.slo_views = {"chat": CONFIGURED}
+        self.settings_view = SettingsView()
+        self.config_valid, self.reloads = True, 0
         self.mode_view = ModeView(mode=Mode.SHADOW)
-        self.override: OverrideView | None = None
+        self.by_hand: OverrideView | None = None
         self.reasons: list[str] = []
         self.alive = True
         self.statuses = 0
@@ -66,7 +75,7 @@ class FakePlane:
         )
 
     def instances(self) -> list[InstanceView]:
-        return [instance_view(self.mode_view.mode, self.slo_views["chat"], self.override), blind_instance()]
+        return [instance_view(self.mode_view.mode, self.slo_views["chat"], self.by_hand), blind_instance()]
 
     def decisions(self, instance: str | None, limit: int) -> list[DecisionView]:
         if instance is not None:
@@ -76,33 +85,63 @@ class FakePlane:
     def slos(self) -> dict[str, SloView]:
         return dict(self.slo_views)
 
-    def set_slo(self, instance: str, slo: SloView) -> SloView:
+    async def set_slo(self, instance: str, slo: SloView, who: str) -> SloView:
         self._known(instance)
         if slo.slo() == Slo():
             raise Rejected("nothing is promised", "at least one of ttft, tbt, e2e")
         self.slo_views[instance] = slo
+        slos = {**self.settings_view.slos, instance: SloSetView(by=who, unix_s=1.0, slo=slo)}
+        self.settings_view = self.settings_view.model_copy(update={"slos": slos})
         return slo
+
+    async def clear_slo(self, instance: str) -> SloView:
+        self._known(instance)
+        self.slo_views[instance] = CONFIGURED
+        slos = {name: view for name, view in self.settings_view.slos.items() if name != instance}
+        self.settings_view = self.settings_view.model_copy(update={"slos": slos})
+        return CONFIGURED
 
     def mode(self) -> ModeView:
         return self.mode_view
 
-    def set_mode(self, mode: ModeView) -> ModeView:
+    async def set_mode(self, mode: ModeView, who: str) -> ModeView:
         self.mode_view = mode
+        made = ModeSetView(by=who, unix_s=1.0, mode=mode.mode)
+        self.settings_view = self.settings_view.model_copy(update={"mode": made})
         return mode
+
+    async def clear_mode(self) -> ModeView:
+        self.mode_view = ModeView(mode=Mode.SHADOW)
+        self.settings_view = self.settings_view.model_copy(update={"mode": None})
+        return self.mode_view
+
+    def settings(self) -> SettingsView:
+        return self.settings_view
+
+    def config_state(self) -> ConfigStateView:
+        return ConfigStateView(loaded_unix_s=1.0, reloads_total=self.reloads)
+
+    async def reload(self) -> ReloadView:
+        if not self.config_valid:
+            raise Rejected("daemon.tick_s: got 0, accepted: greater than 0", "greater than 0", "tick_s", "0")
+        self.reloads += 1
+        return ReloadView(ok=True, unix_s=2.0, applied=["policy.margin"])
+
+    def override(self, instance: str) -> OverrideView | None:
+        self._known(instance)
+        return self.by_hand
 
     def set_override(self, instance: str, request: OverrideRequest) -> OverrideView:
         self._known(instance)
         if request.clock_mhz is not None and request.clock_mhz not in SUPPORTED_MHZ:
             accepted = f"one of {', '.join(map(str, SUPPORTED_MHZ))} MHz"
             raise Rejected("not a supported clock", accepted, "clock_mhz", request.clock_mhz)
-        self.override = OverrideView(
-            instance=instance, clock_mhz=request.clock_mhz, left_s=request.duration_s
-        )
-        return self.override
+        self.by_hand = OverrideView(instance=instance, clock_mhz=request.clock_mhz, left_s=request.duration_s)
+        return self.by_hand
 
     def clear_override(self, instance: str) -> None:
         self._known(instance)
-        self.override = None
+        self.by_hand = None
 
     def model(self, instance: str) -> ModelView:
         self._known(instance)

@@ -10,10 +10,11 @@ import httpx
 import pytest
 from fake_plane import FakePlane
 from fastapi import FastAPI
+from token_files import opened
 
 from kvwattd.api.app import create_app
-from kvwattd.api.auth import TokenFile
-from kvwattd.api.server import ApiServer, ApiUnavailable, bind
+from kvwattd.api.listeners import ApiUnavailable, bind
+from kvwattd.api.server import ApiServer, Endpoints
 
 
 async def get(url: str) -> httpx.Response:
@@ -23,7 +24,7 @@ async def get(url: str) -> httpx.Response:
 
 async def test_port_zero_reports_the_bound_port() -> None:
     """With port 0 the server takes a free port, tells it, and answers on loopback."""
-    server = ApiServer(create_app(FakePlane(), TokenFile(None)), "127.0.0.1", 0)
+    server = ApiServer(create_app(FakePlane(), opened(None)), Endpoints())
     await server.start()
     try:
         url = f"{server.url}/healthz"
@@ -38,7 +39,7 @@ async def test_port_zero_reports_the_bound_port() -> None:
 async def test_signal_handlers_are_left_alone() -> None:
     """Starting and stopping the server changes no signal handler."""
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    server = ApiServer(create_app(FakePlane(), TokenFile(None)), "127.0.0.1", 0)
+    server = ApiServer(create_app(FakePlane(), opened(None)), Endpoints())
     await server.start()
     during = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     await server.stop()
@@ -59,7 +60,7 @@ async def test_busy_port_is_refused_with_what_to_do() -> None:
     """A port in use is an error that names it and what is accepted; the process lives on."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        server = ApiServer(FastAPI(), "127.0.0.1", port)
+        server = ApiServer(FastAPI(), Endpoints(port=port))
         with pytest.raises(ApiUnavailable, match=rf"{port}.*free port at api\.host and api\.port"):
             await server.start()
         await server.stop()
@@ -68,7 +69,7 @@ async def test_busy_port_is_refused_with_what_to_do() -> None:
 async def test_address_of_another_host_is_refused() -> None:
     """An address that this host does not have is named."""
     with pytest.raises(ApiUnavailable, match=r"192\.0\.2\.1"):
-        await ApiServer(FastAPI(), "192.0.2.1", 0).start()
+        await ApiServer(FastAPI(), Endpoints("192.0.2.1")).start()
 
 
 async def test_stop_ends_although_a_call_hangs() -> None:
@@ -80,7 +81,7 @@ async def test_stop_ends_although_a_call_hangs() -> None:
         entered.set()
         await asyncio.Event().wait()
 
-    server = ApiServer(app, "127.0.0.1", 0)
+    server = ApiServer(app, Endpoints())
     await server.start()
     call = asyncio.create_task(get(f"{server.url}/hang"))
     async with asyncio.timeout(30):
@@ -92,7 +93,7 @@ async def test_stop_ends_although_a_call_hangs() -> None:
 
 async def test_stop_twice_and_before_start_is_harmless() -> None:
     """Stopping is idempotent."""
-    server = ApiServer(FastAPI(), "127.0.0.1", 0)
+    server = ApiServer(FastAPI(), Endpoints())
     await server.stop()
     await server.start()
     await server.stop()

@@ -29,7 +29,7 @@ async def test_rollback_without_a_number_is_one_back_and_holds(
         body = (await client.put(f"{URL}/rollback", json={}, headers=AUTH)).raise_for_status().json()
     assert (body["serving"], body["held"]) == (1, True)
     assert (plane.serving, plane.held) == (1, True)
-    assert "model of chat rolled back to version 1, refits held" in caplog.text
+    assert '"after":{"serving":1,"held":true}' in caplog.text
     assert TOKEN not in caplog.text
 
 

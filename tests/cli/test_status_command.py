@@ -12,7 +12,7 @@ from fake_status import one_instance
 from fastapi import FastAPI
 
 from kvwattd.api.schemas import StatusView
-from kvwattd.api.server import ApiServer
+from kvwattd.api.server import ApiServer, Endpoints
 from kvwattd.commands.status_screen import duration
 
 
@@ -40,7 +40,7 @@ async def url() -> AsyncIterator[str]:
     async def other() -> dict[str, str]:
         return {"hello": "world"}
 
-    server = ApiServer(app, "127.0.0.1", 0)
+    server = ApiServer(app, Endpoints())
     await server.start()
     yield server.url
     await server.stop()

@@ -118,7 +118,7 @@ def test_unknown_key_names_the_nearest_known_one(key: str, nearest: str) -> None
 
 def test_unknown_key_without_a_near_one_lists_all() -> None:
     """When no key is near, all keys of that section are named."""
-    assert "one of host, port, token_file" in refusal(with_value("api.zzz", 1))
+    assert "one of host, insecure_remote, port" in refusal(with_value("api.zzz", 1))
 
 
 @pytest.mark.parametrize(

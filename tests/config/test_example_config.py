@@ -49,7 +49,7 @@ def test_example_loads_as_it_stands() -> None:
 def test_example_loads_with_every_option_uncommented() -> None:
     """Every commented key is valid too."""
     config = parse_config(uncommented())
-    assert config.api.token_file == Path("/etc/kvwatt/token")
+    assert config.api.token_file == Path("/etc/kvwatt/tokens.toml")
     assert config.instances[0].slo.tbt is not None
 
 

@@ -11,6 +11,7 @@ from daemon_process import TOKEN, DaemonProcess, eventually
 
 from kvwatt_sim.nvml.control import SetterCall, SimGpus
 from kvwatt_sim.server.launch import SimServer
+from kvwattd.api.tokens import digest
 
 LEASE_S = 2.0
 # The lease, and what a machine with two busy cores may add to it.
@@ -34,7 +35,7 @@ mode = "{mode}"
 state_dir = "{folder}/state"
 [api]
 port = 0
-token_file = "{folder}/token"
+token_file = "{folder}/tokens.toml"
 [guard]
 socket = "{folder}/guard.sock"
 spawn = true
@@ -90,8 +91,8 @@ def daemon_for(
     for name, value in values.items():
         text = text.replace(f"{{{name}}}", str(value))
     daemon = DaemonProcess(folder, text, server.env() if driver else {})
-    token = folder / "token"
-    token.write_text(TOKEN)
+    token = folder / "tokens.toml"
+    token.write_text(f'[[token]]\nname = "tests"\nscope = "control"\nsha256 = "{digest(TOKEN)}"\n')
     token.chmod(0o600)
     return daemon
 

@@ -5,45 +5,50 @@ Handlers are async so that they run on the daemon's event loop, where the contro
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
-from kvwattd.api.auth import TokenFile, require_token
+from kvwattd.api.auth import Access, may_control, may_read, may_write
 from kvwattd.api.limits import BodyLimit
 from kvwattd.api.ports import ControlPlane, UnknownInstance
 from kvwattd.api.problems import install
 from kvwattd.api.prometheus import registry_of
 from kvwattd.api.schemas import (
+    AuditView,
+    ConfigStateView,
     DecisionView,
     HealthView,
     InstanceView,
     ModelVersionsView,
     ModelView,
     ModeView,
-    OverrideRequest,
-    OverrideView,
     ProblemView,
     ReadyView,
-    RollbackRequest,
+    SettingsView,
     SloView,
     StatusView,
 )
+from kvwattd.api.writes import writes
 from kvwattd.version import kvwatt_version
 
-log = logging.getLogger(__name__)
-
 DECISIONS_LIMIT = 1000
-_WRITE = [Depends(require_token)]
+AUDIT_LIMIT = 1000
 _Responses = dict[int | str, dict[str, Any]]
 _PROBLEM: dict[str, Any] = {"model": ProblemView, "content": {"application/problem+json": {}}}
-_ERRORS: _Responses = {404: _PROBLEM, 422: _PROBLEM}
-_WRITE_ERRORS: _Responses = {**_ERRORS, 401: _PROBLEM, 403: _PROBLEM, 409: _PROBLEM}
 
 
-def create_app(plane: ControlPlane, token: TokenFile) -> FastAPI:
+def _problems(*statuses: int) -> _Responses:
+    return dict.fromkeys(statuses, _PROBLEM)
+
+
+_READ_ERRORS = _problems(400, 401, 403, 404, 405, 422)
+_WRITE_ERRORS = _problems(400, 401, 403, 404, 405, 409, 413, 422, 429)
+
+
+def create_app(plane: ControlPlane, access: Access) -> FastAPI:
     """The application over one control plane. Interactive docs are off: they load scripts from elsewhere."""
     app = FastAPI(
         title="kvwatt",
@@ -52,12 +57,15 @@ def create_app(plane: ControlPlane, token: TokenFile) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.token = token
+    app.state.access = access
     install(app)
     app.add_middleware(BodyLimit)
-    app.include_router(_reads(plane), prefix="/api/v1", responses=_ERRORS)
-    app.include_router(_writes(plane), prefix="/api/v1", dependencies=_WRITE, responses=_WRITE_ERRORS)
+    read, control, write = [Depends(may_read)], [Depends(may_control)], [Depends(may_write)]
+    app.include_router(_reads(plane), prefix="/api/v1", dependencies=read, responses=_READ_ERRORS)
+    app.include_router(_audited(access), prefix="/api/v1", dependencies=control, responses=_READ_ERRORS)
+    app.include_router(writes(plane), prefix="/api/v1", dependencies=write, responses=_WRITE_ERRORS)
     app.include_router(_probes(plane))
+    app.include_router(_metrics(plane), dependencies=read, responses=_READ_ERRORS)
     return app
 
 
@@ -111,75 +119,55 @@ def _reads(plane: ControlPlane) -> APIRouter:
     async def mode() -> ModeView:
         return plane.mode()
 
+    @router.get("/settings")
+    async def settings() -> SettingsView:
+        """What was set over REST, by whom and when."""
+        return plane.settings()
+
+    @router.get("/config")
+    async def config() -> ConfigStateView:
+        """When the configuration was read, and what the latest reload came to."""
+        return plane.config_state()
+
     return router
 
 
-def _writes(plane: ControlPlane) -> APIRouter:
-    router = APIRouter(tags=["write"])
+def _audited(access: Access) -> APIRouter:
+    router = APIRouter(tags=["audit"])
 
-    @router.put("/slos/{instance}")
-    async def set_slo(instance: str, slo: SloView, request: Request) -> SloView:
-        """Replace all promises of one instance, until the daemon restarts."""
-        view = plane.set_slo(instance, slo)
-        _audit(request, f"SLO of {instance} set to {view!r}")
-        return view
-
-    @router.put("/mode")
-    async def set_mode(mode: ModeView, request: Request) -> ModeView:
-        """Switch between off, shadow and active, until the daemon restarts."""
-        view = plane.set_mode(mode)
-        _audit(request, f"mode set to {view.mode}")
-        return view
-
-    @router.put("/instances/{instance}/override")
-    async def set_override(instance: str, override: OverrideRequest, request: Request) -> OverrideView:
-        """Hold a clock by hand for a limited time."""
-        view = plane.set_override(instance, override)
-        _audit(request, f"override of {instance}: {view.clock_mhz or 'default'} MHz for {view.left_s:g} s")
-        return view
-
-    @router.delete("/instances/{instance}/override", status_code=204)
-    async def clear_override(instance: str, request: Request) -> Response:
-        """Back to automatic at once."""
-        plane.clear_override(instance)
-        _audit(request, f"override of {instance} ended")
-        return Response(status_code=204)
-
-    @router.put("/instances/{instance}/model/rollback")
-    async def rollback(instance: str, rollback: RollbackRequest, request: Request) -> ModelVersionsView:
-        """Let an earlier version of the model serve at once; by default refits are held until told."""
-        view = await plane.rollback(instance, rollback)
-        held = ", refits held" if view.held else ""
-        _audit(request, f"model of {instance} rolled back to version {view.serving}{held}")
-        return view
+    @router.get("/audit")
+    async def audit(limit: Annotated[int, Query(ge=1, le=AUDIT_LIMIT)] = 100) -> list[AuditView]:
+        """The newest changes and refused attempts, newest first. Needs a token of scope control."""
+        return await access.audit.newest(limit)
 
     return router
 
 
 def _probes(plane: ControlPlane) -> APIRouter:
     router = APIRouter(tags=["probe"])
-    registry = registry_of(plane.status)
 
-    @router.get("/healthz")
+    @router.get("/healthz", responses={503: {"model": HealthView}})
     async def healthz(response: Response) -> HealthView:
         view = plane.healthy()
         response.status_code = 200 if view.ok else 503
         return view
 
-    @router.get("/readyz")
+    @router.get("/readyz", responses={503: {"model": ReadyView}})
     async def readyz(response: Response) -> ReadyView:
         view = plane.ready()
         response.status_code = 200 if view.ready else 503
         return view
 
-    @router.get("/metrics", response_class=Response)
+    return router
+
+
+def _metrics(plane: ControlPlane) -> APIRouter:
+    router = APIRouter(tags=["read"])
+    registry = registry_of(plane.status)
+
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), media_type=content_type)
 
     return router
-
-
-def _audit(request: Request, what: str) -> None:
-    """Who changed what; the token is no part of it."""
-    log.info("api: %s by %s", what, request.client.host if request.client else "unknown")

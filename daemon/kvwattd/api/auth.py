@@ -1,65 +1,112 @@
-"""The bearer token that write calls must present. It is never logged and never part of an error."""
+"""Who may read and who may change what: dependencies of the calls. No token reaches a log or an error."""
 
 from __future__ import annotations
 
-import hmac
-from pathlib import Path
-from typing import Annotated
+import asyncio
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from kvwattd.api.problems import WriteRefused
+from kvwattd.api.limits import RateLimit
+from kvwattd.api.problems import Refused
+from kvwattd.api.schemas import SecurityView
+from kvwattd.api.tokens import NEXT, Scope, TokenFile
+from kvwattd.audit import AuditLog
+from kvwattd.config_values import is_loopback
 
-MIN_CHARACTERS = 16
-_MAX_BYTES = 4096
-_BEARER = HTTPBearer(auto_error=False, description="Token from the file at `api.token_file`.")
-_HOW = (
-    "write calls need a token: put 16 characters or more into a file that only the daemon can read "
-    "(openssl rand -hex 32 > FILE; chmod 600 FILE), name it at api.token_file, and restart kvwatt"
-)
-
-
-class TokenFile:
-    """The token in a file, read again whenever the file changes. Raises WriteRefused."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._stamp: tuple[int, int, int] | None = None
-        self._token = b""
-
-    def check(self, presented: str | None) -> None:
-        """Accept `presented` in constant time, or raise."""
-        expected = self._expected()
-        if presented is None:
-            raise WriteRefused(401, "this call changes something and needs a token", "Bearer <token>")
-        if not hmac.compare_digest(presented.encode("utf-8", "surrogateescape"), expected):
-            raise WriteRefused(401, "the token is not valid", "the token in the file at api.token_file")
-
-    def _expected(self) -> bytes:
-        if self._path is None:
-            raise WriteRefused(403, "api.token_file is not set", _HOW)
-        try:
-            stat = self._path.stat()
-            stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            if stamp != self._stamp:
-                with self._path.open("rb") as file:
-                    self._token = file.read(_MAX_BYTES).strip()
-                self._stamp = stamp
-        except OSError as error:
-            detail = f"the token file {self._path} cannot be read: {error.strerror}"
-            raise WriteRefused(
-                403, detail, "a file that the daemon can read, named at api.token_file"
-            ) from error
-        if len(self._token) < MIN_CHARACTERS:
-            detail = f"the token in {self._path} is shorter than {MIN_CHARACTERS} characters"
-            raise WriteRefused(403, detail, f"a token of {MIN_CHARACTERS} characters or more")
-        return self._token
+WRITES_PER_MINUTE = 60
+STRANGER = "anonymous"
+UNIX_SOCKET = "unix socket"
+_SCHEME = HTTPBearer(auto_error=False, description="Token with an entry in the file at `api.token_file`.")
+Presented = Annotated[HTTPAuthorizationCredentials | None, Depends(_SCHEME)]
 
 
-def require_token(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
-) -> None:
-    """Dependency of every write call. Not async: FastAPI runs it in a thread, where a file may be read."""
-    token: TokenFile = request.app.state.token
-    token.check(credentials.credentials if credentials else None)
+@dataclass
+class Access:
+    """What the API needs to know of tokens, limits and the audit log."""
+
+    tokens: TokenFile
+    audit: AuditLog = field(default_factory=lambda: AuditLog(None))
+    writes: RateLimit = field(default_factory=lambda: RateLimit(WRITES_PER_MINUTE))
+    read_access: Literal["loopback", "token", "open"] = "loopback"
+    refused: dict[int, int] = field(default_factory=dict)  # status -> how often a call was refused
+
+    def count(self, status: int) -> None:
+        self.refused[status] = self.refused.get(status, 0) + 1
+
+
+def client_of(request: Request) -> str:
+    """The address of the caller; calls over the unix socket have none."""
+    return request.client.host if request.client else UNIX_SOCKET
+
+
+def who_of(request: Request) -> str:
+    """The name of the caller's token, once it was looked at."""
+    return str(getattr(request.state, "who", STRANGER))
+
+
+async def may_read(request: Request, presented: Presented) -> None:
+    """Dependency of every reading call. Raises Refused."""
+    access: Access = request.app.state.access
+    if access.read_access == "open" or (access.read_access == "loopback" and _from_here(request)):
+        return
+    await _permit(request, presented, Scope.READ)
+
+
+async def may_control(request: Request, presented: Presented) -> None:
+    """Dependency of every call that changes something, and of the audit log. Raises Refused."""
+    await _permit(request, presented, Scope.CONTROL)
+
+
+async def may_write(request: Request, presented: Presented) -> None:
+    """`may_control`, at a bounded rate; strangers share one allowance. Raises Refused."""
+    access: Access = request.app.state.access
+    try:
+        await _permit(request, presented, Scope.CONTROL)
+    finally:
+        wait_s = access.writes.wait_s(who_of(request))
+        if wait_s > 0:
+            raise Refused(
+                429,
+                "too many calls that change something",
+                "fewer of them: api.writes_per_minute",
+                {"Retry-After": str(math.ceil(wait_s))},
+            )
+
+
+def _from_here(request: Request) -> bool:
+    """Over the unix socket, or from this machine to an address of this machine.
+
+    The second half keeps a web page out whose name was made to point to 127.0.0.1 (DNS rebinding).
+    """
+    if request.client is None:
+        return True
+    return is_loopback(request.client.host) and is_loopback((request.url.hostname or "").strip("[]"))
+
+
+async def _permit(request: Request, presented: HTTPAuthorizationCredentials | None, needed: Scope) -> None:
+    access: Access = request.app.state.access
+    if access.tokens.path is None:
+        raise Refused(403, "api.token_file is not set, so that no token is valid", f"set it and {NEXT}")
+    if presented is None or not presented.credentials:
+        raise Refused(401, f"this call needs a token of scope {needed}", "Authorization: Bearer <token>")
+    entry = await asyncio.to_thread(access.tokens.identify, presented.credentials)
+    if entry is None:
+        raise Refused(401, "the token is not valid", "a token with an entry in the file at api.token_file")
+    request.state.who = entry.name
+    if entry.scope is not Scope.CONTROL and needed is Scope.CONTROL:
+        raise Refused(403, f"the token {entry.name!r} may only read", "a token of scope control")
+
+
+def security_view(access: Access) -> SecurityView:
+    """What the status tells of tokens and audit."""
+    return SecurityView(
+        token_alarm=access.tokens.alarm,
+        audit_records_total=access.audit.records,
+        audit_errors_total=access.audit.errors,
+        audit_error=access.audit.last_error,
+        refused_total=access.refused,
+    )

@@ -1,6 +1,9 @@
-"""A bound on request bodies: they are read before the token is looked at, so anybody may send one."""
+"""Bounds on what anybody may ask for: the size of a body, the rate of writes."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -9,7 +12,10 @@ MAX_BODY_BYTES = 64 * 1024
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 instead of reading on."""
+    """ASGI middleware that answers 413 instead of reading on.
+
+    Bodies are read before the token is looked at, so anybody may send one.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
         self._app = app
@@ -28,3 +34,24 @@ class BodyLimit:
             return message
 
         await self._app(scope, bounded, send)
+
+
+class RateLimit:
+    """A bucket per key that holds a minute's worth and fills evenly (token bucket).
+
+    Keys are names of tokens and one for strangers: their number is bounded.
+    """
+
+    def __init__(self, per_minute: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute = per_minute
+        self._now = now
+        self._buckets: dict[str, tuple[float, float]] = {}  # what is left, and as of when
+
+    def wait_s(self, key: str) -> float:
+        """Take one; 0 if there was one to take, else how long until there is."""
+        now_s, rate = self._now(), self._per_minute / 60
+        left, as_of_s = self._buckets.get(key, (float(self._per_minute), now_s))
+        left = min(left + (now_s - as_of_s) * rate, float(self._per_minute))
+        taken = left >= 1
+        self._buckets[key] = (left - taken, now_s)
+        return 0.0 if taken else (1 - left) / rate

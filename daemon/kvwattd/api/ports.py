@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from kvwattd.api.schemas import (
+    ConfigStateView,
     DecisionView,
     HealthView,
     InstanceView,
@@ -19,7 +20,9 @@ from kvwattd.api.schemas import (
     OverrideRequest,
     OverrideView,
     ReadyView,
+    ReloadView,
     RollbackRequest,
+    SettingsView,
     SloView,
     StatusView,
 )
@@ -57,13 +60,29 @@ class ControlPlane(Protocol):
 
     def slos(self) -> dict[str, SloView]: ...
 
-    def set_slo(self, instance: str, slo: SloView) -> SloView:
+    async def set_slo(self, instance: str, slo: SloView, who: str) -> SloView:
         """Replace the promises of one instance. Raises Rejected when nothing is promised."""
+
+    async def clear_slo(self, instance: str) -> SloView:
+        """Back to the configuration's promises; no effect when none were set."""
 
     def mode(self) -> ModeView: ...
 
-    def set_mode(self, mode: ModeView) -> ModeView:
-        """Raises Rejected when the mode cannot be entered, such as active without a guard."""
+    async def set_mode(self, mode: ModeView, who: str) -> ModeView:
+        """Change the mode."""
+
+    async def clear_mode(self) -> ModeView:
+        """Back to the configuration's mode; no effect when none was set."""
+
+    def settings(self) -> SettingsView:
+        """What was set over REST."""
+
+    def config_state(self) -> ConfigStateView: ...
+
+    async def reload(self) -> ReloadView:
+        """Read the configuration again. Raises Rejected when it is refused; then the old one stays."""
+
+    def override(self, instance: str) -> OverrideView | None: ...
 
     def set_override(self, instance: str, request: OverrideRequest) -> OverrideView:
         """Hold a clock for a limited time. Raises Rejected for a clock the GPUs do not support."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -15,13 +17,16 @@ MEDIA_TYPE = "application/problem+json"
 _SHOWN_CHARACTERS = 200
 
 
-class WriteRefused(Exception):  # noqa: N818 (a fact about the request, not a fault of the program)
-    """A write call without a valid token. Holds no part of any token."""
+class Refused(Exception):  # noqa: N818 (a fact about the request, not a fault of the program)
+    """A call that its caller may not make, or not now. Holds no part of any token."""
 
-    def __init__(self, status: int, detail: str, accepted: str) -> None:
+    def __init__(
+        self, status: int, detail: str, accepted: str, headers: dict[str, str] | None = None
+    ) -> None:
         self.status = status
         self.detail = detail
         self.accepted = accepted
+        self.headers = headers or ({"WWW-Authenticate": "Bearer"} if status == 401 else {})
         super().__init__(detail)
 
 
@@ -57,12 +62,9 @@ def _unknown(error: UnknownInstance) -> JSONResponse:
     return problem(404, "Unknown instance", str(error), field="instance", value=error.name, accepted=accepted)
 
 
-def _refused(error: WriteRefused) -> JSONResponse:
-    title = "Unauthorized" if error.status == 401 else "Forbidden"
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-    return problem(
-        error.status, title, error.detail, field="Authorization", accepted=error.accepted, headers=headers
-    )
+def _refused(error: Refused) -> JSONResponse:
+    title = HTTPStatus(error.status).phrase
+    return problem(error.status, title, error.detail, accepted=error.accepted, headers=error.headers)
 
 
 def response_to(error: Exception) -> JSONResponse:
@@ -74,7 +76,7 @@ def response_to(error: Exception) -> JSONResponse:
     if isinstance(error, Rejected):
         accepted = error.accepted
         return problem(409, "Rejected", error.reason, field=error.field, value=error.value, accepted=accepted)
-    if isinstance(error, WriteRefused):
+    if isinstance(error, Refused):
         return _refused(error)
     if isinstance(error, HTTPException):
         detail = str(error.detail)
@@ -88,5 +90,5 @@ async def _handle(_: Request, error: Exception) -> JSONResponse:
 
 def install(app: FastAPI) -> None:
     """Answer every error of this API with problem details; unforeseen ones still reach the log."""
-    for kind in (RequestValidationError, UnknownInstance, Rejected, WriteRefused, HTTPException, Exception):
+    for kind in (RequestValidationError, UnknownInstance, Rejected, Refused, HTTPException, Exception):
         app.add_exception_handler(kind, _handle)

@@ -7,18 +7,18 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+
+from kvwattd.api.listeners import ApiUnavailable, Tls, bind, bind_unix, unlink_socket
 
 log = logging.getLogger(__name__)
 
 START_DEADLINE_S = 5.0
 STOP_DEADLINE_S = 2.0
-
-
-class ApiUnavailable(Exception):  # noqa: N818 (reads as the state it tells of)
-    """The API cannot be served here; the message names key, value and what to do."""
 
 
 class _Server(uvicorn.Server):
@@ -36,59 +36,100 @@ class _Server(uvicorn.Server):
         yield
 
 
-class ApiServer:
-    """One listening socket. `await start()`, then `port` is bound; `await stop()` always ends."""
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where to serve: over TCP where there is a host, over a unix socket where there is a path, or both."""
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
-        self._host = host
-        self._wanted_port = port
-        self._server = _Server(_config(app))
-        self._socket: socket.socket | None = None
-        self._task: asyncio.Task[None] | None = None
+    host: str | None = "127.0.0.1"
+    port: int = 0
+    tls: Tls | None = None
+    socket: Path | None = None
+    socket_mode: int = 0o660
+    socket_group: str | None = None
+
+
+class ApiServer:
+    """`await start()`, then `port` is bound; `await stop()` always ends."""
+
+    def __init__(self, app: FastAPI, endpoints: Endpoints) -> None:
+        self._app = app
+        self._at = endpoints
+        self._tcp: socket.socket | None = None
+        self._serving: list[tuple[_Server, socket.socket, asyncio.Task[None]]] = []
 
     @property
     def port(self) -> int:
         """The bound port, also when 0 was asked for."""
-        if self._socket is None:
-            raise RuntimeError("the API server is not started")
-        return int(self._socket.getsockname()[1])
+        if self._tcp is None:
+            raise RuntimeError("the API server is not started, or not over TCP")
+        return int(self._tcp.getsockname()[1])
 
     @property
     def url(self) -> str:
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self.port}"
+        if self._at.host is None:
+            return f"unix:{self._at.socket}"
+        host = f"[{self._at.host}]" if ":" in self._at.host else self._at.host
+        return f"{'https' if self._at.tls else 'http'}://{host}:{self.port}"
 
     async def start(self) -> None:
         """Bind and serve. Raises ApiUnavailable."""
-        self._socket = bind(self._host, self._wanted_port)
-        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="api")
-        ready = asyncio.create_task(self._server.ready.wait(), name="api-ready")
-        waited = {self._task, ready}
+        try:
+            if self._at.host is not None:
+                if self._at.tls is not None:
+                    self._at.tls.check()
+                self._tcp = bind(self._at.host, self._at.port)
+                await self._serve(self._tcp, self._at.tls)
+            if self._at.socket is not None:
+                listener = bind_unix(self._at.socket, self._at.socket_mode, self._at.socket_group)
+                await self._serve(listener, None)
+        except ApiUnavailable:
+            await self.stop()
+            raise
+        log.info("api: listening on %s", self.url)
+
+    async def _serve(self, listener: socket.socket, tls: Tls | None) -> None:
+        server = _Server(_config(self._app, tls))
+        task = asyncio.create_task(server.serve(sockets=[listener]), name="api")
+        self._serving.append((server, listener, task))
+        ready = asyncio.create_task(server.ready.wait(), name="api-ready")
+        waited = {task, ready}
         await asyncio.wait(waited, timeout=START_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
-        if not self._server.ready.is_set():
-            await self.stop()
+        if not server.ready.is_set():
             raise ApiUnavailable(f"the API did not start within {START_DEADLINE_S} s; the log has the reason")
-        log.info("api: listening on %s", self.url)
+
+    def renew_tls(self) -> None:
+        """New connections use certificate and key as they are on disk now. Raises ApiUnavailable."""
+        if self._at.tls is None:
+            return
+        self._at.tls.check()
+        for server, _, _ in self._serving:
+            if server.config.ssl is not None:
+                self._at.tls.load(server.config.ssl)
 
     async def stop(self) -> None:
         """Let running calls end for a moment, then cut them off. Safe to call twice."""
-        task, self._task = self._task, None
-        if task is None:
-            return
-        self._server.should_exit = True
-        _, pending = await asyncio.wait([task], timeout=STOP_DEADLINE_S)
-        if pending:
-            task.cancel()
-            await asyncio.wait([task], timeout=STOP_DEADLINE_S)
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        if task.done() and not task.cancelled() and task.exception() is not None:
-            log.error("api: ended with an error", exc_info=task.exception())
+        serving, self._serving = self._serving, []
+        for server, _, _ in serving:
+            server.should_exit = True
+        for _, listener, task in serving:
+            await _ended(task)
+            listener.close()
+        if self._at.socket is not None and any(s.family == socket.AF_UNIX for _, s, _ in serving):
+            unlink_socket(self._at.socket)
+        self._tcp = None
 
 
-def _config(app: FastAPI) -> uvicorn.Config:
+async def _ended(task: asyncio.Task[None]) -> None:
+    _, pending = await asyncio.wait([task], timeout=STOP_DEADLINE_S)
+    if pending:
+        task.cancel()
+        await asyncio.wait([task], timeout=STOP_DEADLINE_S)
+    if task.done() and not task.cancelled() and task.exception() is not None:
+        log.error("api: ended with an error", exc_info=task.exception())
+
+
+def _config(app: FastAPI, tls: Tls | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_config=None,
@@ -102,19 +143,6 @@ def _config(app: FastAPI) -> uvicorn.Config:
         limit_concurrency=64,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=1,
+        ssl_certfile=tls.cert if tls else None,
+        ssl_keyfile=tls.key if tls else None,
     )
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ApiUnavailable."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=64)
-    except (OSError, OverflowError) as error:
-        accepted = "a local address and a free port at api.host and api.port (0 takes any free port)"
-        raise ApiUnavailable(f"api {host}:{port}: {error}; accepted: {accepted}") from error
-    listener.setblocking(False)
-    # Accepted sockets inherit it; asyncio sets it only on sockets made with an explicit protocol, and
-    # without it each answer waits 40 ms for the client's delayed acknowledgement.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from kvwattd.config import Config
+    from kvwattd.api.auth import Access
+    from kvwattd.api.server import ApiServer, Endpoints
+    from kvwattd.config import ApiConfig, Config
+    from kvwattd.reload import Reloader
 
 
 def run(
@@ -21,47 +25,122 @@ def run(
 ) -> None:
     """Run the daemon beside the configured vLLM servers until it is told to stop.
 
-    Exit codes: 0 stopped, 2 refused its configuration or surroundings.
+    SIGHUP reads configuration, tokens and certificates again. Exit codes: 0 stopped, 2 refused its
+    configuration or surroundings.
     """
     from kvwattd.config import ConfigError, load_config
 
     try:
         loaded = load_config(config)
     except ConfigError as error:
-        typer.echo(f"kvwatt: {error}", err=True)
+        typer.echo(f"kvwatt: {error}; `kvwatt doctor --config {config}` checks the rest too", err=True)
         raise typer.Exit(2) from error
-    from kvwattd.api.server import ApiUnavailable
+    from kvwattd.api.listeners import ApiUnavailable
+    from kvwattd.api.tokens import TokenFileError
+    from kvwattd.instance_lock import Locked, only_daemon
     from kvwattd.logs import configure_logging
 
     configure_logging(loaded.daemon.log_level, loaded.daemon.log_format)
     try:
-        asyncio.run(_serve(config, loaded))
-    except ApiUnavailable as error:
+        with only_daemon(loaded.daemon.state_dir):
+            asyncio.run(_serve(config, loaded))
+    except (ApiUnavailable, TokenFileError, Locked) as error:
         typer.echo(f"kvwatt: {error}", err=True)
         raise typer.Exit(2) from error
 
 
 async def _serve(path: Path, loaded: Config) -> None:
     from kvwattd.api.app import create_app
-    from kvwattd.api.auth import TokenFile
     from kvwattd.api.server import ApiServer
     from kvwattd.control import Control
     from kvwattd.loop import Daemon
+    from kvwattd.reload import Reloader
     from kvwattd.sdnotify import notify
+    from kvwattd.settings import FILE_NAME, SettingsFile
 
+    settings = SettingsFile(loaded.daemon.state_dir / FILE_NAME)
+    settings.load(loaded, time.time())
+    access = _access(loaded)
+    daemon = Daemon(loaded, settings=settings)
+    reloader = Reloader(path, daemon)
+    api = ApiServer(create_app(Control(daemon, access, reloader), access), _endpoints(loaded.api))
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    daemon = Daemon(loaded)
-    api = ApiServer(
-        create_app(Control(daemon), TokenFile(loaded.api.token_file)), loaded.api.host, loaded.api.port
-    )
+    hangups = _signals(stop)
     await api.start()
-    print(f"kvwatt: {loaded.daemon.mode} mode, {path}, REST and metrics at {api.url}", file=sys.stderr)  # noqa: T201
+    print(f"kvwatt: {daemon.mode} mode, {path}, REST and metrics at {api.url}", file=sys.stderr)  # noqa: T201
+    renewing = asyncio.create_task(_renew(hangups, reloader, access, api))
     notify("READY=1")
     try:
         await daemon.run(stop)
     finally:
         notify("STOPPING=1")
+        renewing.cancel()
         await api.stop()
+
+
+def _signals(stop: asyncio.Event) -> asyncio.Event:
+    """SIGTERM and SIGINT set `stop`; SIGHUP sets what is returned."""
+    hangup = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    return hangup
+
+
+def _access(loaded: Config) -> Access:
+    from kvwattd.api.auth import Access
+    from kvwattd.api.limits import RateLimit
+    from kvwattd.api.tokens import TokenFile
+    from kvwattd.audit import AuditLog
+
+    tokens = TokenFile(loaded.api.token_file)
+    tokens.load()
+    return Access(
+        tokens=tokens,
+        audit=AuditLog(loaded.daemon.state_dir / "audit.jsonl"),
+        writes=RateLimit(loaded.api.writes_per_minute),
+        read_access=loaded.api.read_access,
+    )
+
+
+def _endpoints(api: ApiConfig) -> Endpoints:
+    from kvwattd.api.listeners import Tls
+    from kvwattd.api.server import Endpoints
+
+    return Endpoints(
+        host=api.host if api.tcp else None,
+        port=api.port,
+        tls=Tls(api.tls_cert, api.tls_key) if api.tls_cert and api.tls_key else None,
+        socket=api.socket,
+        socket_mode=int(api.socket_mode, 8),
+        socket_group=api.socket_group,
+    )
+
+
+async def _renew(hangup: asyncio.Event, reloader: Reloader, access: Access, api: ApiServer) -> None:
+    """At each SIGHUP: configuration, tokens, certificate; each keeps what it had where the new is refused."""
+    import logging
+
+    from kvwattd.api.listeners import ApiUnavailable
+    from kvwattd.config import ConfigError
+    from kvwattd.sdnotify import notify
+
+    log = logging.getLogger(__name__)
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        await asyncio.to_thread(access.tokens.refresh)
+        try:
+            await asyncio.to_thread(api.renew_tls)
+        except ApiUnavailable as error:
+            log.error("api: the certificate before stays in use: %s", error)
+        try:
+            done = (await reloader.reload()).model_dump(mode="json", exclude={"unix_s"})
+            await access.audit.record("SIGHUP", "signal", "reload", 200, after=done)
+        except ConfigError as error:
+            await access.audit.record("SIGHUP", "signal", "reload", 409, detail=str(error))
+        except Exception:
+            log.exception("configuration: the reload ended half-way; restart kvwatt")
+        notify("READY=1")

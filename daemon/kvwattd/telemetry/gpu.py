@@ -61,6 +61,13 @@ class GpuReader:
         """UUID -> why it was missing from the last `read`."""
         return dict(self._failures)
 
+    def choose(self, gpus: Sequence[str]) -> None:
+        """Read these from now on, after another `start`; what stays keeps its account of energy."""
+        for selector in self._gpus.keys() - set(gpus):
+            self._gpus.pop(selector).worker.close()
+        self._gpus = {gpu: self._gpus.get(gpu) or _Gpu(self._session, gpu) for gpu in gpus}
+        self._order = tuple(gpus)
+
     async def start(self) -> tuple[GpuInfo, ...]:
         """One entry per name given, in that order. Raises GpuUnavailable if any cannot be found."""
         gpus = list(self._gpus.values())

@@ -6,6 +6,16 @@ Views are built only when somebody asks. None means unknown or not applicable, n
 from __future__ import annotations
 
 from kvwattd.api.schemas.base import View
+from kvwattd.api.schemas.changes import (
+    AuditView,
+    ConfigStateView,
+    ModeSetView,
+    ReloadView,
+    SecurityView,
+    SettingsView,
+    SetView,
+    SloSetView,
+)
 from kvwattd.api.schemas.decisions import (
     ESTIMATE_BASELINE,
     OVERRIDE_MAX_S,
@@ -43,7 +53,9 @@ __all__ = [
     "ESTIMATE_BASELINE",
     "OVERRIDE_MAX_S",
     "AttainmentView",
+    "AuditView",
     "BuildView",
+    "ConfigStateView",
     "DecisionView",
     "DurationView",
     "ForecastView",
@@ -53,6 +65,7 @@ __all__ = [
     "HealthView",
     "InstanceView",
     "LatencyBoundView",
+    "ModeSetView",
     "ModeView",
     "ModelState",
     "ModelVersionView",
@@ -66,8 +79,13 @@ __all__ = [
     "RefitOutcome",
     "RefitView",
     "RegimeView",
+    "ReloadView",
     "RollbackRequest",
     "SavingsView",
+    "SecurityView",
+    "SetView",
+    "SettingsView",
+    "SloSetView",
     "SloTargetView",
     "SloView",
     "StatusView",

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from kvwatt.state import Binding, Decision, Forecast
 from kvwattd.api.schemas.base import View, finite
-from kvwattd.config import Megahertz, Mode, Seconds
+from kvwattd.config import Mode
+from kvwattd.config_values import Megahertz, Seconds
 from kvwattd.regime import Regime
 
 OVERRIDE_MAX_S = 3600.0

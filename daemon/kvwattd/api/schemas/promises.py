@@ -8,7 +8,7 @@ from pydantic import Field
 
 from kvwatt.state import Slo, SloTarget
 from kvwattd.api.schemas.base import View
-from kvwattd.config import Quantile, Seconds
+from kvwattd.config_values import Quantile, Seconds
 
 
 class SloTargetView(View):

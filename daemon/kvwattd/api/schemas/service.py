@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from kvwatt.state import Binding, Metric
 from kvwattd.api.schemas.base import View
+from kvwattd.api.schemas.changes import ConfigStateView, SecurityView, SettingsView
 from kvwattd.api.schemas.decisions import DecisionView, OverrideView, SavingsView
 from kvwattd.api.schemas.models import ModelView
 from kvwattd.api.schemas.observed import GpuView, ProjectionView, StepView, TelemetryView
@@ -86,6 +87,9 @@ class StatusView(View):
         default_factory=dict, description="tap datagrams that were no use, by cause"
     )
     guard: GuardView = GuardView()
+    settings: SettingsView = SettingsView()
+    config: ConfigStateView = ConfigStateView(loaded_unix_s=0.0)
+    security: SecurityView = SecurityView()
     instances: list[InstanceView] = Field(default_factory=list)
 
 

@@ -1,0 +1,87 @@
+"""What differs between two configurations, and what of it can take effect while running. Pure.
+
+Live: mode, log level and format, tick, promises, policy, poll periods; instances come and go. An instance
+whose server, GPUs or shape changes is given up, with its GPUs at driver default, and taken up anew. The rest
+needs a restart and stays as it was until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvwattd.config import Config, InstanceConfig
+from kvwattd.config_checks import cross_problems
+from kvwattd.config_errors import ConfigError, ConfigProblem
+
+RESTART_SECTIONS = ("api", "guard", "model", "tap")
+RESTART_KEYS = ("daemon.state_dir",)
+# Changed in place; any other change of an instance is another instance.
+IN_PLACE = frozenset({"slo", "poll_s", "scrape_deadline_s"})
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChange:
+    """`config` is to be in force. `dismissed` and `admitted` share the names of what is taken up anew."""
+
+    config: Config
+    applied: tuple[str, ...]
+    restart: tuple[str, ...]
+    dismissed: tuple[str, ...]
+    admitted: tuple[InstanceConfig, ...]
+    kept: tuple[InstanceConfig, ...]
+
+
+def change_between(running: Config, wanted: Config) -> ConfigChange:
+    """How to come from one to the other. Raises ConfigError where what awaits a restart is in the way."""
+    merged = _merged(running, wanted)
+    problems = list(cross_problems(merged))
+    if problems:
+        told = "together with what takes effect only after a restart: restart kvwatt instead of reloading it"
+        raise ConfigError([ConfigProblem(p.key, p.value, f"{p.accepted}; {told}") for p in problems])
+    before, after = _settings(running), _settings(wanted)
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    old = {item.name: item for item in running.instances}
+    kept = tuple(item for item in wanted.instances if item.name in old and _same(old[item.name], item))
+    names = {item.name for item in kept}
+    return ConfigChange(
+        config=merged,
+        applied=tuple(key for key in keys if not _needs_restart(key)),
+        restart=tuple(key for key in keys if _needs_restart(key)),
+        dismissed=tuple(name for name in old if name not in names),
+        admitted=tuple(item for item in wanted.instances if item.name not in names),
+        kept=kept,
+    )
+
+
+def _merged(running: Config, wanted: Config) -> Config:
+    daemon = wanted.daemon.model_copy(update={"state_dir": running.daemon.state_dir})
+    held = {section: getattr(running, section) for section in RESTART_SECTIONS}
+    return wanted.model_copy(update={"daemon": daemon, **held})
+
+
+def _needs_restart(key: str) -> bool:
+    return key.split(".")[0] in RESTART_SECTIONS or key in RESTART_KEYS
+
+
+def _same(before: InstanceConfig, after: InstanceConfig) -> bool:
+    """Whether it is the same server on the same GPUs, to be gone on with."""
+    return before.model_dump(exclude=set(IN_PLACE)) == after.model_dump(exclude=set(IN_PLACE))
+
+
+def _settings(config: Config) -> dict[str, object]:
+    """Dotted key -> value; instances by name, for their places in the file mean nothing."""
+    found = _flat(config.model_dump(mode="json", exclude={"instance"}), "")
+    for item in config.instances:
+        found |= _flat(item.model_dump(mode="json", exclude={"name"}), f"instance[{item.name}].")
+    return found
+
+
+def _flat(node: Mapping[str, object], prefix: str) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
