@@ -11,7 +11,7 @@ import sys
 from kvwatt_sim import cards, workload
 from kvwatt_sim.demo.settings import CARD
 from kvwatt_sim.latency import quantile
-from kvwatt_sim.replay.plant import VirtualPlant
+from kvwatt_sim.replay.controller import FixedClock, replay
 
 TTFT_LIMIT_S = 3.0
 RESOLUTION_PER_S = 0.05
@@ -19,15 +19,9 @@ RESOLUTION_PER_S = 0.05
 
 def p99_s(card: cards.Card, rate_per_s: float, duration_s: float, seed: int = 0) -> tuple[float, float]:
     """p99 TTFT and p99 E2E at the top clock under the built-in workload."""
-    plant = VirtualPlant(card, card.engine_shape(), workload.generate(rate_per_s, duration_s, seed))
-    plant.set_clock(None, 0.0)
-    plant.advance(duration_s)
-    while not plant.done:
-        plant.advance(plant.now_s + 1.0)
-    ttft = quantile(
-        [r.first_token_s - r.request.arrival_s for r in plant.records if r.first_token_s is not None], 0.99
-    )
-    e2e = quantile([r.finished_s - r.request.arrival_s for r in plant.records], 0.99)
+    shape, requests = card.engine_shape(), workload.generate(rate_per_s, duration_s, seed)
+    latencies = replay(card, shape, requests, FixedClock(None), duration_s).served.latencies()
+    ttft, e2e = (quantile(latencies[name].tolist(), 0.99) for name in ("ttft", "e2e"))
     if ttft is None or e2e is None:
         raise ValueError(f"no request arrived in {duration_s:g} s at {rate_per_s:g} requests/s")
     return ttft, e2e

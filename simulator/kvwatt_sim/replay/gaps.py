@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 LOWEST_S, HIGHEST_S = 1e-4, 100.0
 BINS = 4096  # each 0.34 % wide
-_SCALE = BINS / log(HIGHEST_S / LOWEST_S)
+SCALE = BINS / log(HIGHEST_S / LOWEST_S)
 
 
 def bin_of(gap_s: float) -> int:
     """The bin a gap falls into; what lies outside goes to the first or the last."""
-    return min(max(int(log(max(gap_s, LOWEST_S) / LOWEST_S) * _SCALE), 0), BINS - 1)
+    return min(max(int(log(max(gap_s, LOWEST_S) / LOWEST_S) * SCALE), 0), BINS - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Gaps:
         if total == 0:
             return float("nan")
         place = int(np.searchsorted(np.cumsum(self.counts), level * total))
-        return LOWEST_S * exp((place + 1) / _SCALE)
+        return LOWEST_S * exp((place + 1) / SCALE)
 
     def share_within(self, limit_s: float) -> float:
         """Share of gaps in bins up to the one of `limit_s`; 1 of nothing."""

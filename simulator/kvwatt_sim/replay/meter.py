@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from itertools import accumulate
 from math import inf
+
+import numpy as np
+import numpy.typing as npt
 
 from kvwatt.state import Histogram
 
@@ -28,18 +29,7 @@ LENGTH_TOKENS = (
 STEP_TOKENS = (1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, inf)
 
 
-class Meter:
-    """One growing histogram."""
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0.0] * len(bounds)
-        self._sum = 0.0
-
-    def observe(self, value: float, times: float = 1.0) -> None:
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
-
-    def histogram(self) -> Histogram:
-        cumulative = tuple(accumulate(self._counts))
-        return Histogram(self._bounds, cumulative, self._sum, cumulative[-1])
+def histogram(bounds: tuple[float, ...], counts: npt.NDArray[np.float64], total: float) -> Histogram:
+    """The page's form: cumulative counts and the sum of what was observed."""
+    cumulative = tuple(np.cumsum(counts).tolist())
+    return Histogram(bounds, cumulative, total, cumulative[-1])

@@ -9,11 +9,55 @@ import numpy as np
 import numpy.typing as npt
 
 from kvwatt.state import Slo
-from kvwatt_sim.engine import RequestRecord
+from kvwatt_sim.engine import FinishReason, Request, RequestRecord
 from kvwatt_sim.replay.gaps import Gaps
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 LEVELS = (0.5, 0.9, 0.99)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Finished requests, one row each in order of finish. `index`: place in the trace."""
+
+    index: Ints
+    arrival_s: Floats
+    prompt_tokens: Ints
+    output_tokens: Ints
+    scheduled_s: Floats
+    first_s: Floats
+    last_s: Floats
+    preemptions: Ints
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def records(self) -> tuple[RequestRecord, ...]:
+        """As the engine tells of its finished requests."""
+        columns = (self.index, self.arrival_s, self.prompt_tokens, self.output_tokens)
+        times = (self.scheduled_s, self.first_s, self.last_s)
+        rows = zip(*(c.tolist() for c in (*columns, *times, self.preemptions)), strict=True)
+        return tuple(
+            RequestRecord(
+                Request(f"r{i}", arrival, prompt, output),
+                FinishReason.STOP,
+                scheduled,
+                first,
+                last,
+                last,
+                output,
+                preempted,
+                0,
+            )
+            for i, arrival, prompt, output, scheduled, first, last, preempted in rows
+        )
+
+    def latencies(self) -> dict[str, Floats]:
+        """Seconds per request: TTFT, mean TBT (of those with two tokens or more) and E2E, keyed by name."""
+        several = self.output_tokens > 1
+        tbt = (self.last_s - self.first_s)[several] / (self.output_tokens[several] - 1)
+        return {"ttft": self.first_s - self.arrival_s, "tbt": tbt, "e2e": self.last_s - self.arrival_s}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +70,26 @@ class Outcome:
     tokens: int
     clock_changes: int
     steps: int
-    records: tuple[RequestRecord, ...]
+    served: Served
     gaps: Gaps
 
-    def latencies(self) -> dict[str, Floats]:
-        """Seconds per finished request: TTFT, mean TBT (from two tokens on) and E2E, keyed by name."""
-        return latencies(self.records)
+    @property
+    def records(self) -> tuple[RequestRecord, ...]:
+        """Every finished request, in order of finish."""
+        return self.served.records()
 
     def quantiles(self, levels: Sequence[float] = LEVELS) -> dict[str, dict[float, float]]:
         """Quantiles of TTFT, TBT, E2E and of the single gaps (ITL); NaN of nothing."""
         found = {
             name: {level: _quantile(values, level) for level in levels}
-            for name, values in self.latencies().items()
+            for name, values in self.served.latencies().items()
         }
         found["itl"] = {level: self.gaps.quantile(level) for level in levels}
         return found
 
     def attainment(self, slo: Slo, itl_limit_s: float | None = None) -> dict[str, float]:
         """Share of requests within each promise, of gaps for ITL; 1 of nothing."""
-        values = self.latencies()
+        values = self.served.latencies()
         targets = {"ttft": slo.ttft, "tbt": slo.tbt, "e2e": slo.e2e}
         kept = {
             name: float(np.mean(values[name] <= target.limit_s)) if values[name].size else 1.0
@@ -54,19 +99,6 @@ class Outcome:
         if itl_limit_s is not None:
             kept["itl"] = self.gaps.share_within(itl_limit_s)
         return kept
-
-
-def latencies(records: Sequence[RequestRecord]) -> dict[str, Floats]:
-    """TTFT, mean TBT and E2E in seconds of finished requests; requests of one token have no TBT."""
-    rows = [
-        (r.request.arrival_s, r.first_token_s, r.last_token_s, r.output_tokens)
-        for r in records
-        if r.first_token_s is not None and r.last_token_s is not None
-    ]
-    arrival, first, last, tokens = np.array(rows, dtype=np.float64).reshape(-1, 4).T
-    several = tokens > 1
-    tbt = (last - first)[several] / (tokens[several] - 1)
-    return {"ttft": first - arrival, "tbt": tbt, "e2e": last - arrival}
 
 
 def _quantile(values: Floats, level: float) -> float:

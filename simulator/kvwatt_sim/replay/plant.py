@@ -3,204 +3,186 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from kvwatt.state import EngineShape, EngineSnapshot, EngineState, GpuSample
+from kvwatt.state import EngineShape, EngineSnapshot, EngineState, GpuSample, RequestState
 from kvwatt_sim.cards import Card
-from kvwatt_sim.engine import Engine, EventKind, FinishReason, Request, RequestRecord, StepPlan
-from kvwatt_sim.gpu import capped_clock_mhz, power_w, step
-from kvwatt_sim.replay.gaps import BINS, Gaps, bin_of
-from kvwatt_sim.replay.meter import E2E_S, LENGTH_TOKENS, STEP_TOKENS, TBT_S, TTFT_S, Meter
-from kvwatt_sim.replay.outcome import Outcome
+from kvwatt_sim.replay.gaps import Gaps
+from kvwatt_sim.replay.kernel import DECODE, Kernel
+from kvwatt_sim.replay.outcome import Outcome, Served
 from kvwatt_sim.traces import TraceRequest
 
 MAX_TOKENS = 2048
 
 
-@dataclass
-class Meters:
-    """What the page's histograms hold."""
-
-    ttft: Meter = field(default_factory=lambda: Meter(TTFT_S))
-    tbt: Meter = field(default_factory=lambda: Meter(TBT_S))
-    itl: Meter = field(default_factory=lambda: Meter(TBT_S))
-    e2e: Meter = field(default_factory=lambda: Meter(E2E_S))
-    prompts: Meter = field(default_factory=lambda: Meter(LENGTH_TOKENS))
-    outputs: Meter = field(default_factory=lambda: Meter(LENGTH_TOKENS))
-    iterations: Meter = field(default_factory=lambda: Meter(STEP_TOKENS))
-
-
 class VirtualPlant:
-    """Engine and GPU driven to any later moment by `advance`; `energy_j` is the integral of power."""
+    """Engine and GPU driven to any later moment by `advance`; `energy_j` is the integral of power.
+
+    Raises ValueError for requests out of order and for one that can never fit the KV cache.
+    """
 
     def __init__(self, card: Card, shape: EngineShape, requests: Sequence[TraceRequest]) -> None:
         self.card = card
-        self.engine = Engine(shape, token_events=False)
-        self.records: list[RequestRecord] = []
-        self.now_s = 0.0
-        self.energy_j = 0.0
-        self._requests = requests
-        self._next = 0
-        self._meters = Meters()
-        self._clock_mhz = card.boost_mhz
-        self._pending: tuple[float, int] | None = None
-        self._plan: StepPlan | None = None
-        self._left = 1.0  # share of the step in progress that is still to do
-        self._power_w = 0.0
-        self._actual_mhz = card.boost_mhz
-        self._gaps = np.zeros(BINS, dtype=np.int64)
-
-    def set_clock(self, clock_mhz: int | None, latency_s: float) -> None:
-        """Lock the clock (None: driver default); it takes effect `latency_s` later."""
-        self._pending = (self.now_s + latency_s, clock_mhz if clock_mhz is not None else self.card.boost_mhz)
+        self.shape = shape
+        table = [(r.arrival_s, r.prompt_tokens, min(r.output_tokens, MAX_TOKENS)) for r in requests]
+        arrival, prompt, total = np.array(table, dtype=np.float64).reshape(-1, 3).T
+        _check(shape, arrival, prompt + total - 1.0)
+        self._kernel = Kernel(card, shape, arrival, prompt.astype(np.int64), total.astype(np.int64))
+        self._c = self._kernel.c
+        self._arrays = self._kernel.arrays
 
     @property
-    def done(self) -> bool:
-        """Every request has arrived and finished."""
-        return self._next >= len(self._requests) and self.engine.running + self.engine.waiting == 0
-
-    def advance(self, until_s: float) -> None:
-        """Run until `until_s`. A clock change takes effect in the middle of a step, as on a real GPU."""
-        while self.now_s < until_s - 1e-12:
-            self._switch()
-            if self._plan is None:
-                self._arrive()
-                self._plan, self._left = self.engine.schedule(self.now_s), 1.0
-            if self._plan is None:
-                self._idle(until_s)
-            else:
-                self._run(self._plan, until_s)
-
-    def _switch(self) -> None:
-        if self._pending is not None and self.now_s >= self._pending[0]:
-            self._clock_mhz = self._pending[1]
-            self._pending = None
-
-    def _arrive(self) -> None:
-        while self._next < len(self._requests) and self._requests[self._next].arrival_s <= self.now_s:
-            r = self._requests[self._next]
-            request = Request(f"r{self._next}", r.arrival_s, r.prompt_tokens, r.output_tokens, MAX_TOKENS)
-            self.engine.add(request)
-            self._next += 1
-
-    def _until_switch(self, until_s: float) -> float:
-        return until_s if self._pending is None else min(until_s, max(self._pending[0], self.now_s + 1e-9))
-
-    def _idle(self, until_s: float) -> None:
-        following = self._requests[self._next].arrival_s if self._next < len(self._requests) else until_s
-        wake_s = self._until_switch(min(until_s, following))
-        self._spend(max(wake_s - self.now_s, 1e-9), self._clock_mhz, 0.0, 0.0)
-
-    def _run(self, plan: StepPlan, until_s: float) -> None:
-        """Go on with the step in progress until it ends, `until_s`, or the next clock change."""
-        load = (plan.decode_batch, plan.kv_tokens, plan.prefill_tokens, plan.prefill_context_tokens)
-        at = step(self.card, self._clock_mhz, *load)
-        clock = capped_clock_mhz(self.card, self._clock_mhz, at.compute, at.memory)
-        if clock != self._clock_mhz:
-            at = step(self.card, clock, *load)
-        dt_s = min(self._left * at.time_s, self._until_switch(until_s) - self.now_s)
-        self._spend(dt_s, clock, at.compute, at.memory)
-        self._left -= dt_s / at.time_s
-        if self._left <= 1e-9:
-            self._plan = None
-            self._complete(plan)
-
-    def _complete(self, plan: StepPlan) -> None:
-        if plan.decode_batch:
-            gap_s = self.now_s - plan.start_s
-            self._meters.itl.observe(gap_s, plan.decode_batch)
-            self._gaps[bin_of(gap_s)] += plan.decode_batch
-        self._meters.iterations.observe(plan.scheduled_tokens)
-        for event in self.engine.complete(plan, self.now_s):
-            if event.kind is EventKind.FIRST:
-                arrival_s = self._requests[int(event.request_id[1:])].arrival_s
-                self._meters.ttft.observe(event.t_s - arrival_s)
-            if event.record is not None:
-                self._finished(event.record)
-
-    def _spend(self, dt_s: float, clock_mhz: int, compute: float, memory: float) -> None:
-        self._power_w = power_w(self.card, clock_mhz, compute, memory) * self.card.tp
-        self._actual_mhz = clock_mhz
-        self.energy_j += self._power_w * dt_s
-        self.now_s += dt_s
-
-    def _finished(self, record: RequestRecord) -> None:
-        self.records.append(record)
-        m, request = self._meters, record.request
-        m.e2e.observe(record.finished_s - request.arrival_s)
-        m.prompts.observe(request.prompt_tokens)
-        m.outputs.observe(record.output_tokens)
-        if record.first_token_s is not None and record.last_token_s is not None and record.output_tokens > 1:
-            m.tbt.observe((record.last_token_s - record.first_token_s) / (record.output_tokens - 1))
+    def now_s(self) -> float:
+        return float(self._c.now_s)
 
     @property
-    def clock_mhz(self) -> int:
-        """The clock in force."""
-        return self._clock_mhz
+    def energy_j(self) -> float:
+        """Joules of the whole group so far."""
+        return float(self._c.energy_j)
 
     @property
     def power_w(self) -> float:
         """Watts of the whole group at this moment."""
-        return self._power_w
+        return float(self._c.power_w)
+
+    @property
+    def clock_mhz(self) -> int:
+        """The clock in force."""
+        return int(self._c.clock_mhz)
+
+    @property
+    def running(self) -> int:
+        """Requests in the batch."""
+        return int(self._c.running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests queued, preempted ones included."""
+        return int(self._c.waiting)
+
+    @property
+    def kv_usage(self) -> float:
+        """vLLM's `kv_cache_usage_perc`: 0..1."""
+        return float(1.0 - self._c.free_blocks / self._c.budget_blocks)
+
+    @property
+    def steps(self) -> int:
+        """Engine steps so far."""
+        return int(self._c.steps)
+
+    @property
+    def done(self) -> bool:
+        """Every request has arrived and finished."""
+        return bool(self._c.finished == self._c.n_requests)
+
+    def set_clock(self, clock_mhz: int | None, latency_s: float) -> None:
+        """Lock the clock (None: driver default); it takes effect `latency_s` later."""
+        self._c.switch_at_s = self._c.now_s + latency_s
+        self._c.pending_mhz = clock_mhz if clock_mhz is not None else self.card.boost_mhz
+
+    def advance(self, until_s: float) -> None:
+        """Run until `until_s`. A clock change takes effect in the middle of a step, as on a real GPU."""
+        self._kernel.advance(until_s)
 
     def state(self) -> EngineState:
         """Batch and queue with every request, as the server's own scheduler knows them."""
-        e = self.engine
         return EngineState(
             observed_s=self.now_s,
-            running=e.running,
-            waiting=e.waiting,
-            kv_used_tokens=float(e.kv_used_blocks * e.shape.block_size),
-            requests=tuple(state for _, state in e.requests()),
+            running=self.running,
+            waiting=self.waiting,
+            kv_used_tokens=float((self._c.budget_blocks - self._c.free_blocks) * self.shape.block_size),
+            requests=self.request_states(),
+        )
+
+    def request_states(self) -> tuple[RequestState, ...]:
+        """Everyone inside: the batch in its order, then the queue."""
+        a, who = self._arrays, self._kernel.everyone()
+        decoding = a["phase"][who] == DECODE
+        generated = self._c.decode_steps - self._c.in_flight + a["output_offset"][who]
+        computed = np.where(decoding, a["prompt"][who], a["computed"][who])
+        columns = (
+            a["arrival_s"][who].tolist(),
+            a["prompt"][who].tolist(),
+            computed.tolist(),
+            np.where(decoding, generated, a["generated"][who]).tolist(),
+            a["first_s"][who].tolist(),
+        )
+        return tuple(
+            RequestState(
+                arrival, prompt, done, output, MAX_TOKENS, first_token_s=None if first < 0 else first
+            )
+            for arrival, prompt, done, output, first in zip(*columns, strict=True)
         )
 
     def true_output_tokens(self) -> tuple[int, ...]:
         """What nobody can know live: the final output length of each of `state().requests`, in order."""
-        return tuple(request.total_output_tokens for request, _ in self.engine.requests())
+        return tuple(self._arrays["total"][self._kernel.everyone()].tolist())
+
+    def served(self) -> Served:
+        """The requests that finished so far, in that order."""
+        a = self._arrays
+        who = a["finish_order"][: self._c.finished].copy()
+        names = ("arrival_s", "prompt", "generated", "scheduled_s", "first_s", "last_s", "preempted")
+        return Served(who, *(a[name][who] for name in names))
 
     def outcome(self, clock_changes: int) -> Outcome:
         """The run so far."""
+        served = self.served()
         return Outcome(
             energy_j=self.energy_j,
             duration_s=self.now_s,
-            tokens=sum(record.output_tokens for record in self.records),
+            tokens=int(served.output_tokens.sum()),
             clock_changes=clock_changes,
-            steps=self.engine.counters.steps,
-            records=tuple(self.records),
-            gaps=Gaps(self._gaps),
+            steps=self.steps,
+            served=served,
+            gaps=Gaps(self._arrays["gaps"].copy()),
         )
 
     def snapshot(self) -> EngineSnapshot:
         """The metrics page at this moment."""
-        e, m, shape = self.engine, self._meters, self.engine.shape
+        c, page = self._c, self._kernel.histogram
         return EngineSnapshot(
             observed_s=self.now_s,
             model_name=self.card.name,
             engine="0",
-            running=e.running,
-            waiting=e.waiting,
-            waiting_for_capacity=e.waiting,
-            kv_usage=e.kv_usage,
-            block_size=shape.block_size,
-            num_blocks=shape.num_blocks,
+            running=self.running,
+            waiting=self.waiting,
+            waiting_for_capacity=self.waiting,
+            kv_usage=self.kv_usage,
+            block_size=self.shape.block_size,
+            num_blocks=self.shape.num_blocks,
             asleep=False,
-            prompt_tokens_total=e.counters.prompt_tokens,
-            prompt_tokens_cached_total=e.counters.prompt_tokens_cached,
-            generation_tokens_total=e.counters.generation_tokens,
-            preemptions_total=e.counters.preemptions,
-            requests_finished_total=sum(e.counters.finished[reason] for reason in FinishReason),
-            iterations=m.iterations.histogram(),
-            prompt_lengths=m.prompts.histogram(),
-            generation_lengths=m.outputs.histogram(),
-            ttft_s=m.ttft.histogram(),
-            tbt_s=m.tbt.histogram(),
-            itl_s=m.itl.histogram(),
-            e2e_s=m.e2e.histogram(),
+            prompt_tokens_total=c.prompt_tokens,
+            prompt_tokens_cached_total=0,
+            generation_tokens_total=c.generation_tokens,
+            preemptions_total=c.preemptions,
+            requests_finished_total=c.finished,
+            iterations=page("iterations"),
+            prompt_lengths=page("prompts"),
+            generation_lengths=page("outputs"),
+            ttft_s=page("ttft"),
+            tbt_s=page("tbt"),
+            itl_s=page("itl"),
+            e2e_s=page("e2e"),
         )
 
     def sample(self, uuid: str) -> GpuSample:
         """The GPU reading at this moment (all GPUs of the group as one)."""
-        busy = 1.0 if self.engine.running else 0.0
-        return GpuSample(self.now_s, uuid, self._actual_mhz, self._power_w, self.energy_j, 50.0, busy, 0)
+        busy = 1.0 if self.running else 0.0
+        clock_mhz = int(self._c.actual_mhz)
+        return GpuSample(self.now_s, uuid, clock_mhz, self.power_w, self.energy_j, 50.0, busy, 0)
+
+
+def _check(shape: EngineShape, arrival_s: npt.NDArray[np.float64], longest: npt.NDArray[np.float64]) -> None:
+    if np.any(np.diff(arrival_s) < 0.0):
+        late = int(np.argmax(np.diff(arrival_s) < 0.0)) + 1
+        raise ValueError(f"request {late} arrives at {arrival_s[late]:g} s, before the one above it")
+    too_long = longest > shape.kv_capacity_tokens
+    if too_long.any():
+        which = int(np.argmax(too_long))
+        raise ValueError(
+            f"request {which} needs {longest[which]:.0f} tokens of KV cache; "
+            f"the engine has {shape.kv_capacity_tokens}"
+        )

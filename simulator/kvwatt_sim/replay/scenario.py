@@ -23,7 +23,6 @@ from kvwatt.state import EngineShape, Slo, SloTarget
 from kvwatt_sim import cards
 from kvwatt_sim.cards import Card
 from kvwatt_sim.replay.controller import FixedClock, replay
-from kvwatt_sim.replay.outcome import latencies
 from kvwatt_sim.traces import TraceRequest, mean_rate_per_s, scale_rate
 from kvwatt_sim.traces import thin as keep_some
 
@@ -147,7 +146,7 @@ def _top_clock(
     for seed in seeds:
         requests = thin(trace, rate_per_s, seed)
         done = replay(card, shape, requests, FixedClock(card.boost_mhz), horizon_s(requests))
-        found = latencies(done.records)
+        found = done.served.latencies()
         ttft.append(found["ttft"])
         e2e.append(found["e2e"])
     p99 = [float(np.quantile(np.concatenate(values), QUANTILE)) for values in (ttft, e2e)]

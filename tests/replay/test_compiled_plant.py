@@ -1,0 +1,147 @@
+"""The compiled plant against the plain one: whole runs are equal, to the last bit where libm is the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain_plant import PlainPlant
+
+from kvwatt.state import EngineShape
+from kvwatt_sim.cards import Card, load
+from kvwatt_sim.replay.kernel import METERS
+from kvwatt_sim.replay.plant import VirtualPlant
+from kvwatt_sim.traces import TraceRequest
+from kvwatt_sim.workload import generate
+
+CARDS = (load("l20"), load("a100", 2), replace(load("a100", 1), power_cap_w=180.0), load("h200"))
+EXACT = {"rel": 1e-9, "abs": 1e-12}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A plant, what comes to it, and when it is looked at and given another clock (and with what latency)."""
+
+    card: Card
+    shape: EngineShape
+    requests: tuple[TraceRequest, ...]
+    clocks: tuple[tuple[float, int | None, float], ...]
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> Run:
+    card = draw(st.sampled_from(CARDS))
+    shape = EngineShape(
+        block_size=draw(st.sampled_from((1, 4, 16))),
+        num_blocks=draw(st.integers(30, 200)),
+        max_num_seqs=(seqs := draw(st.integers(1, 8))),
+        max_num_batched_tokens=seqs + draw(st.integers(0, 120)),
+    )
+    gaps = draw(st.lists(st.floats(0.0, 2.0), min_size=1, max_size=25))
+    requests = tuple(_request(draw, at, shape.kv_capacity_tokens) for at in np.cumsum(gaps).tolist())
+    moments = draw(st.lists(st.floats(0.01, 1.0), max_size=12))
+    clock = st.one_of(st.none(), st.sampled_from(card.supported_mhz))
+    clocks = tuple((at, draw(clock), draw(st.floats(0.0, 0.3))) for at in np.cumsum(moments).tolist())
+    return Run(card, shape, requests, clocks)
+
+
+def _request(draw: st.DrawFn, at: float, room: int) -> TraceRequest:
+    total = draw(st.integers(2, room + 1))
+    output = draw(st.integers(1, min(total - 1, 150)))
+    return TraceRequest(at, total - output, output)
+
+
+def both(run: Run) -> tuple[VirtualPlant, PlainPlant]:
+    """The run on either plant, to its end."""
+    fast = VirtualPlant(run.card, run.shape, run.requests)
+    plain = PlainPlant(run.card, run.shape, run.requests)
+    for plant in (fast, plain):
+        for at, clock, latency in run.clocks:
+            plant.advance(at)
+            plant.set_clock(clock, latency)
+        while not plant.done:
+            plant.advance(plant.now_s + 5.0)
+    return fast, plain
+
+
+def compare(fast: VirtualPlant, plain: PlainPlant) -> None:
+    assert fast.now_s == pytest.approx(plain.now_s, **EXACT)
+    assert fast.energy_j == pytest.approx(plain.energy_j, **EXACT)
+    assert fast.steps == plain.engine.counters.steps
+    ours = sorted(fast.served().records(), key=lambda r: r.request.request_id)
+    theirs = sorted(plain.records, key=lambda r: r.request.request_id)
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.output_tokens, a.num_preemptions) == (b.output_tokens, b.num_preemptions)
+        for name in ("first_scheduled_s", "first_token_s", "last_token_s", "finished_s"):
+            assert getattr(a, name) == pytest.approx(getattr(b, name), **EXACT)
+    page, histograms = fast.snapshot(), plain.histograms()
+    for name, at in zip(METERS, (page.ttft_s, page.tbt_s, page.itl_s, page.e2e_s), strict=False):
+        assert at.cumulative == histograms[name].cumulative
+        assert at.sum == pytest.approx(histograms[name].sum, **EXACT)
+    assert page.iterations == histograms["iterations"]
+    assert np.array_equal(fast.outcome(0).gaps.counts, plain.gaps.counts)
+
+
+@settings(deadline=None, max_examples=150)
+@given(runs())
+def test_random_runs_are_equal(run: Run) -> None:
+    """Under preemption, chunks, power caps and clock changes in mid-step: same records, energy, times."""
+    compare(*both(run))
+
+
+@pytest.mark.parametrize(("card", "rate"), [("l20", 2.5), ("a100", 0.8)])
+def test_ten_minutes_at_load_are_equal(card: str, rate: float) -> None:
+    """Rounding does not add up over many steps of a real shape; the A100's small cache preempts."""
+    hardware = load(card)
+    requests = generate(rate, 600.0, seed=3)
+    fast, plain = both(
+        Run(hardware, hardware.engine_shape(), requests, ((1.0, 1005, 0.0), (200.0, None, 0.2)))
+    )
+    compare(fast, plain)
+    assert fast.steps > 5000
+
+
+def test_the_run_in_slices_is_the_run() -> None:
+    """Looking at the plant changes nothing: ten looks a second or none."""
+    card = CARDS[0]
+    requests = generate(2.0, 60.0, seed=5)
+    whole, sliced = (VirtualPlant(card, card.engine_shape(), requests) for _ in range(2))
+    whole.advance(120.0)
+    for tick in range(1, 1201):
+        sliced.advance(tick * 0.1)
+        sliced.state(), sliced.snapshot(), sliced.sample("GPU")
+    assert sliced.energy_j == pytest.approx(whole.energy_j, rel=1e-9)
+    assert sliced.served().last_s == pytest.approx(whole.served().last_s, rel=1e-9)
+
+
+def test_states_tell_what_the_engine_holds() -> None:
+    """A state's requests are those inside, with progress, and the true lengths are in the same order."""
+    card = CARDS[0]
+    requests = generate(3.0, 30.0, seed=5)
+    plant = VirtualPlant(card, card.engine_shape(), requests)
+    plant.advance(20.0)
+    state, lengths = plant.state(), plant.true_output_tokens()
+    assert len(state.requests) == len(lengths) == state.running + state.waiting > 10
+    assert all(
+        r.arrival_s <= 20.0 and r.output_tokens < true
+        for r, true in zip(state.requests, lengths, strict=True)
+    )
+    assert any(r.output_tokens for r in state.requests)
+    known = {(r.arrival_s, r.prompt_tokens): r.output_tokens for r in requests}
+    assert [known[r.arrival_s, r.prompt_tokens] for r in state.requests] == list(lengths)
+    done = {r.request.arrival_s for r in plant.served().records()}
+    arrived = sum(r.arrival_s <= 20.0 for r in requests)
+    assert arrived - 2 <= len(done) + len(lengths) <= arrived  # who comes during a step is taken in after it
+
+
+def test_nonsense_is_refused() -> None:
+    """Requests out of order, or longer than the KV cache, are told with their place."""
+    shape = EngineShape(16, 11, 4, 64)
+    with pytest.raises(ValueError, match=r"request 1 arrives at 1 s"):
+        VirtualPlant(CARDS[0], shape, [TraceRequest(2.0, 5, 5), TraceRequest(1.0, 5, 5)])
+    with pytest.raises(ValueError, match=r"request 0 needs 164 tokens of KV cache; the engine has 160"):
+        VirtualPlant(CARDS[0], shape, [TraceRequest(0.0, 155, 10)])
