@@ -77,6 +77,30 @@ def test_counter_against_power(reported_w: float, disagrees: bool) -> None:
     assert counter.update(2.0, 200_000, reported_w).disagrees is disagrees
 
 
+def test_a_frozen_counter_is_bridged() -> None:
+    """A counter that stands still while power is drawn must not read as energy saved; at rest it may."""
+    counter = EnergyCounter(300.0)
+    counter.update(0.0, 7, 100.0)
+    reading = counter.update(10.0, 7, 100.0)
+    assert (reading.total_j, reading.estimated_j, reading.frozen) == (1000.0, 1000.0, 1)
+    assert counter.update(10.1, 7, 100.0).total_j == 1000.0  # within a refresh that is how it looks
+    resting = EnergyCounter(300.0)
+    resting.update(0.0, 7, 1.0)
+    assert resting.update(10.0, 7, 1.0).frozen == 0
+
+
+def test_a_gap_is_counted_and_not_compared() -> None:
+    """Over a stretch without readings the counter is believed; the power between is unknown."""
+    counter = EnergyCounter(300.0)
+    counter.update(0.0, 0, 300.0)
+    reading = counter.update(60.0, 3_000_000, 300.0)
+    assert (reading.total_j, reading.estimated_j, reading.gaps) == (3000.0, 0.0, 1)
+    assert not reading.disagrees
+    reading = counter.update(62.0, 3_200_000, 300.0)
+    assert reading.disagrees
+    assert reading.disagreements == 1
+
+
 def test_same_time_twice() -> None:
     """A reading of the same or an earlier moment adds nothing."""
     counter = EnergyCounter(300.0)

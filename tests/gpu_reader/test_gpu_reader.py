@@ -178,6 +178,34 @@ def test_no_counter(reader: Reader) -> None:
     assert found[0] == found[1] == pytest.approx(found[2])
 
 
+def test_counters_that_jump_and_stand_still(reader: Reader) -> None:
+    """A counter that jumps ahead, comes back or stands at zero never adds or hides energy."""
+    found = reader(
+        """
+        clock = iter(10.0 * i for i in range(100))
+        gpus.publish(0, 0.5, 0.5)
+        reader = GpuReader(UUIDS[:1], deadline_s=5.0, now=lambda: next(clock))
+        await reader.start()
+        gpus.advance(1.0)
+        first = await reader.read()
+        begin_j = gpus.energy_j(0)
+        for obedience in ("obey", "wrong", "obey", "ignore", "obey"):
+            gpus.clear_faults(0)
+            if obedience != "obey":
+                gpus.inject(0, Fault(call="nvmlDeviceGetTotalEnergyConsumption", obedience=obedience))
+            for _ in range(3):
+                gpus.advance(10.0)
+                await reader.read()
+        account = reader.energy(UUIDS[0])
+        return [account.total_j, gpus.energy_j(0) - begin_j,
+                account.refused, account.resets, account.frozen]
+        """,
+        manual_time=True,
+    )
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+    assert found[2:] == [2, 2, 2]  # up twice, down twice, stood still for two readings
+
+
 def test_no_setter_is_ever_called(reader: Reader) -> None:
     """Reading leaves no trace in the log of setters."""
     found = reader(

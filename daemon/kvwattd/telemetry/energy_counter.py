@@ -4,6 +4,8 @@ NVML's counter (mJ since driver load) is refreshed every 20-100 ms, starts anew 
 seen to jump. So:
 - a negative delta means a new counter: it is the new base, and power x time bridges the gap, as an estimate;
 - a delta above 1.5 x power limit x time is refused, and bridged the same way;
+- a counter that stands still for several refreshes while power is drawn is frozen, and bridged the same way;
+- over a gap without readings the counter is believed within these bounds, but not compared with power;
 - power is derived from the counter only over windows of at least a second, and compared with what the driver
   reports as power over the same window: they should agree within a tenth.
 """
@@ -15,6 +17,8 @@ from math import isfinite
 
 PLAUSIBLE_FACTOR = 1.5
 REFRESH_S = 0.1  # a delta may hold this much more time than lies between the two readings
+FROZEN_S = 0.3  # three refreshes
+GAP_S = 10.0
 WINDOW_S = 1.0
 MISMATCH_RATIO = 0.1
 MISMATCH_FLOOR_W = 5.0  # below this difference a ratio says nothing
@@ -28,9 +32,12 @@ class EnergyReading:
     estimated_j: float
     resets: int  # the counter began anew
     refused: int  # deltas that could not be true
+    frozen: int  # readings in a row at which the counter stood still under power
+    gaps: int  # stretches of more than GAP_S without a reading
     counter_power_w: float | None  # from the counter, over the last full window; None until there is one
     reported_power_w: float | None  # the driver's own figure, averaged over the same window
     disagrees: bool  # they differ by more than a tenth
+    disagreements: int  # windows in which they did
 
 
 class EnergyCounter:
@@ -45,6 +52,8 @@ class EnergyCounter:
         self._estimated_j = 0.0
         self._resets = 0
         self._refused = 0
+        self._frozen = 0
+        self._gaps = 0
         self._window = _Window()
 
     def update(self, t_s: float, counter_mj: int | None, power_w: float) -> EnergyReading:
@@ -64,9 +73,12 @@ class EnergyCounter:
             estimated_j=self._estimated_j,
             resets=self._resets,
             refused=self._refused,
+            frozen=self._frozen,
+            gaps=self._gaps,
             counter_power_w=window.counter_w,
             reported_power_w=window.reported_w,
             disagrees=window.disagrees,
+            disagreements=window.disagreements,
         )
 
     def _add(self, t_s: float, counter_mj: int | None, power_w: float) -> None:
@@ -80,8 +92,13 @@ class EnergyCounter:
         elif delta_j is not None and delta_j > PLAUSIBLE_FACTOR * self._limit_w * (dt_s + REFRESH_S):
             self._refused += 1
             delta_j = None
+        elif delta_j == 0.0 and dt_s >= FROZEN_S and min(last_w, power_w) > MISMATCH_FLOOR_W:
+            self._frozen += 1
+            delta_j = None
+        self._gaps += dt_s > GAP_S
         if delta_j is None:
             self._estimated_j += bridge_j
+        if delta_j is None or dt_s > GAP_S:
             self._window.start(t_s)  # a bridged window cannot check itself
         else:
             self._window.add(t_s, delta_j, bridge_j)
@@ -94,6 +111,7 @@ class _Window:
     def __init__(self) -> None:
         self.counter_w: float | None = None
         self.reported_w: float | None = None
+        self.disagreements = 0
         self._start_s = 0.0
         self._counter_j = 0.0
         self._reported_j = 0.0
@@ -114,4 +132,5 @@ class _Window:
         span_s = t_s - self._start_s
         if span_s >= WINDOW_S:
             self.counter_w, self.reported_w = self._counter_j / span_s, self._reported_j / span_s
+            self.disagreements += self.disagrees
             self.start(t_s)
