@@ -13,11 +13,12 @@ from time import perf_counter
 
 from kvwatt.compiled import CompiledModel
 from kvwatt.policy import Applied, PolicyParams, decide
-from kvwatt.state import Binding, Decision, EngineShape, GpuSample, Slo
+from kvwatt.state import Binding, Decision, EngineShape, EngineSnapshot, GpuSample, Slo
 from kvwattd.config import InstanceConfig, Mode
 from kvwattd.durations import Durations
 from kvwattd.latency_monitor import LatencyMonitor
 from kvwattd.observation import Observation
+from kvwattd.promises import Promises
 from kvwattd.regime import DECIDES, Facts, Regime, Standing, advance
 from kvwattd.savings import Savings
 from kvwattd.telemetry.gpu import GpuInfo
@@ -80,6 +81,7 @@ class InstanceRuntime:
     bindings: Counter[Binding] = field(default_factory=Counter)
     savings: Savings = field(default_factory=Savings)
     latencies: LatencyMonitor = field(default_factory=LatencyMonitor)
+    promises: Promises = field(default_factory=Promises)
     _guard_alarm: str | None = None
     _actuation_fault: tuple[str, float] | None = None  # with the moment of the next try
     _refusals: int = 0
@@ -124,14 +126,15 @@ class InstanceRuntime:
             used_j = sum(mine[u].energy_j - before[u].energy_j for u in mine if u in before)
             self.savings.observe(used_j, self.last, self.regime is Regime.ACTIVE)
 
-    def check_latencies(self) -> None:
-        """Score the newest page against the forecast that the last decision made."""
-        page, last = self.observation.snapshot, self.last
-        if page is not None and page is self.observation.first:
+    def on_page(self, page: EngineSnapshot, layout: str | None = None) -> None:
+        """Fold in an accepted page: what is observed, how promises are kept, whether forecasts held."""
+        self.observation.on_page(page, layout)
+        if page is self.observation.first:
             self.latencies.restart()
-        if page is not None:
-            forecast = (last.chosen or last.at_default) if last is not None else None
-            self.latencies.on_page(page, forecast, self.slo)
+            self.promises.restart()
+        forecast = (self.last.chosen or self.last.at_default) if self.last is not None else None
+        self.latencies.on_page(page, forecast, self.slo)
+        self.promises.on_page(page, self.slo, self.observation.judged)
 
     def on_gpu_error(self, reason: str) -> None:
         self.gpu_fault = reason
@@ -239,15 +242,13 @@ class InstanceRuntime:
 
     def _decision(self, now_s: float) -> Decision:
         snapshot, shape, compiled = self.observation.snapshot, self.shape(), self.model.compiled
-        live = self.observation.tap.live()
-        seen = self.observation.traffic_now(self.slo, live, now_s)
-        if snapshot is None or shape is None or compiled is None or seen is None:
+        state, seen = self.observation.state(), self.observation.traffic_now(self.slo, now_s)
+        if state is None or snapshot is None or shape is None or compiled is None or seen is None:
             return self._default(now_s, "watching traffic: a second page is needed")
         if snapshot.asleep:
             return self._default(now_s, "the engine sleeps")
-        state = self.observation.state(snapshot, live)
         bounds = self.observation.bounds(compiled)
-        inputs = (snapshot, live, seen, compiled, self.slo, bounds, self.applied)
+        inputs = (snapshot, state, seen, compiled, self.slo, bounds, self.applied)
         decision = self._standing_decision(inputs, now_s)
         if decision is None:
             started = perf_counter()

@@ -239,8 +239,7 @@ class Daemon:
         except TelemetryError as error:
             run.observation.on_error(error.cause, error.detail)
             return
-        run.observation.on_page(snapshot, poller.layout)
-        run.check_latencies()
+        run.on_page(snapshot, poller.layout)
         steady = self.now() - run.applied.since_s > _steady_window_s(run)
         if run.model.compiled is not None:
             run.observation.calibrate(run.model.compiled, run.samples, steady)

@@ -20,9 +20,10 @@ from kvwatt.lengths import LengthModel
 from kvwatt.operating import Factors
 from kvwatt.policy import Bounds
 from kvwatt.residual import MIN_ITERATIONS, expected_itl_s, expected_steps_s
-from kvwatt.state import EngineSnapshot, EngineState, GpuSample, Histogram, Slo
+from kvwatt.state import EngineSnapshot, EngineState, GpuSample, Histogram, RequestState, Slo
 from kvwatt.traffic import Interval, Traffic, TrafficEstimator, aged, kv_capacity_tokens
 from kvwattd.progress import Progress
+from kvwattd.promises import Judged
 from kvwattd.tap_stream import TapState, TapStep, TapStream, length_histograms
 from kvwattd.telemetry.vllm_metrics import counters_reset
 
@@ -36,6 +37,8 @@ TOLERATED_UNTIL_STALE = frozenset({"timeout"})
 KV_FULL = 0.9
 CALIBRATION_SPAN_S = 2.0
 MIN_CHUNK_TOKENS = 16.0
+# A page may be a step newer than the tap: requests told one by one may be off by so much of what is inside.
+MOST_OFF, MOST_OFF_REQUESTS = 0.05, 1.0
 
 # The first requests to finish are the short ones: these pseudo-requests keep the first guesses on the
 # long side. Their weight fades as real ones come; before a few real ones (policy) nothing is decided.
@@ -100,6 +103,9 @@ class Observation:
         self._span = Span()
         self._bounds: tuple[tuple[int, float], Bounds] | None = None
         self._traffic: tuple[tuple[int, float], Traffic | None] | None = None
+        self._told: EngineState | None = None
+        self._state: tuple[tuple[object, ...], EngineState] | None = None
+        self.judged: Judged | None = None  # since the page before, where the tap is relied on
         self.layout: str | None = None
         self.polls = 0
         self.errors: Counter[str] = Counter()
@@ -117,8 +123,10 @@ class Observation:
             self.tap.restart()
         self.tap.on_page(snapshot)
         steps, finished = self.tap.take_steps(), self.tap.take_finished()
+        waits_s = self.tap.take_first_tokens_s()
         trusted = self.tap.fault() is None
         self._steps = steps if trusted else []
+        self.judged = Judged(waits_s, finished) if trusted else None
         self.interval = self.estimator.update(snapshot, length_histograms(finished) if trusted else None)
         self.snapshot = snapshot
         self.progress.on_page(snapshot)
@@ -220,28 +228,60 @@ class Observation:
         """Where step times, finished lengths and the newest state come from."""
         return "tap" if self.tap.fault() is None else "poll"
 
-    def state(self, page: EngineSnapshot, live: TapState | None) -> EngineState:
-        """The engine as of its newest step that the tap told of, else as of the page."""
+    def on_state(self, state: EngineState) -> None:
+        """The engine's state from who knows it better than pages and tap: a simulated plant."""
+        self._told = state
+
+    def state(self) -> EngineState | None:
+        """The engine as of the newest that is known, with every request where the tap tells them.
+
+        The same object as long as nothing new is known.
+        """
+        page, live, told = self.snapshot, self.tap.live(), self._told
+        if page is None:
+            return None
+        if told is not None and told.observed_s >= page.observed_s:
+            return told
+        key = (page, live, self.tap.records)
+        if self._state is None or not _same(self._state[0], key):
+            self._state = (key, self._made_state(page, live))
+        return self._state[1]
+
+    def _made_state(self, page: EngineSnapshot, live: TapState | None) -> EngineState:
         usage = page.kv_usage if live is None else live.kv_usage
+        running = page.running if live is None else live.running
+        waiting = page.waiting if live is None else live.waiting
+        kv_tokens = usage * kv_capacity_tokens(page)
         return EngineState(
             observed_s=page.observed_s if live is None else live.observed_s,
-            running=page.running if live is None else live.running,
-            waiting=page.waiting if live is None else live.waiting,
-            kv_used_tokens=usage * kv_capacity_tokens(page),
+            running=running,
+            waiting=waiting,
+            kv_used_tokens=kv_tokens,
+            requests=self._requests(running + waiting, kv_tokens),
             # Waiting 'for capacity' also means a full batch; only a full cache asks for the fastest drain.
             waiting_for_capacity=page.waiting_for_capacity if usage >= KV_FULL else 0,
         )
 
-    def traffic_now(self, slo: Slo, live: TapState | None, now_s: float) -> Traffic | None:
-        """The page's estimates aged to now; whom the tap saw waiting since has waited since the page."""
-        traffic, page = self.traffic(slo), self.snapshot
-        if traffic is None or page is None:
+    def _requests(self, inside: int, kv_tokens: float) -> tuple[RequestState, ...]:
+        """Everyone inside, where the tap knows them and their number is the one that is known best."""
+        if self.tap.fault() is not None:
+            return ()
+        found = self.tap.progress.requests(kv_tokens, self.estimator.prompts.mean_tokens)
+        off = abs(sum(request.weight for request in found) - inside)
+        return found if off <= max(MOST_OFF * inside, MOST_OFF_REQUESTS) else ()
+
+    def traffic_now(self, slo: Slo, now_s: float) -> Traffic | None:
+        """The page's estimates aged to now; who waits, and since when, as far as is known since."""
+        traffic, page, state = self.traffic(slo), self.snapshot, self.state()
+        if traffic is None or page is None or state is None:
             return None
         age_s = now_s - page.observed_s
+        if state.requests:
+            return _waiting_as_told(traffic, state, now_s)
         seen = aged(traffic, age_s)
-        if live is None or live.waiting <= seen.unstarted:
+        if state.observed_s <= page.observed_s or state.waiting <= seen.unstarted:
             return seen
-        return replace(seen, unstarted=float(live.waiting), oldest_wait_s=max(seen.oldest_wait_s, age_s))
+        return replace(seen, unstarted=float(state.waiting), oldest_wait_s=max(seen.oldest_wait_s, age_s))
 
     def age_s(self, now_s: float) -> float | None:
         return now_s - self.snapshot.observed_s if self.snapshot is not None else None
@@ -263,3 +303,17 @@ class Observation:
         age_s = self.age_s(now_s)
         late = age_s is None or age_s > 2 * self._poll_s
         return late or self._failing is not None or self.progress.stalled
+
+
+def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
+    return all(a is b or (type(a) is int and a == b) for a, b in zip(one, other, strict=True))
+
+
+def _waiting_as_told(traffic: Traffic, state: EngineState, now_s: float) -> Traffic:
+    """Requests without a first token as they are listed; the same traffic where nobody waits."""
+    waiting = [request for request in state.requests if request.output_tokens == 0]
+    if not waiting and traffic.unstarted == 0:
+        return traffic
+    oldest_s = min((request.arrival_s for request in waiting), default=now_s)
+    unstarted = sum(request.weight for request in waiting)
+    return replace(traffic, unstarted=unstarted, oldest_wait_s=max(now_s - oldest_s, 0.0))

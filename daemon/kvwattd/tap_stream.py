@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kvwatt.state import EngineSnapshot, Histogram
+from kvwattd.tap_progress import TapProgress
 from kvwattd.vllm_plugin.wire import Finished, Record
 
 COMPARED_OVER_S = 5.0
@@ -21,6 +22,7 @@ TOLERANCE = 0.2
 SENDERS_FORGOTTEN_S = 60.0
 STEPS_KEPT = 8192
 FINISHED_KEPT = 8192
+PERIOD_MEMORY_S = 30.0  # of the longest time between two records of a busy engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class _Sender:
 
 
 class TapStream:
-    """Feed `on_record` and `on_page`; read `fault`, `live`, `take_steps` and `take_finished`."""
+    """Feed `on_record` and `on_page`; read `fault`, `live`, `progress`, `period_s` and the `take_*`."""
 
     def __init__(self, stale_after_s: float) -> None:
         self._stale_after_s = stale_after_s
@@ -64,6 +66,9 @@ class TapStream:
         self._page: EngineSnapshot | None = None
         self._steps: deque[TapStep] = deque(maxlen=STEPS_KEPT)
         self._finished: deque[Finished] = deque(maxlen=FINISHED_KEPT)
+        self._first_tokens_s: deque[float] = deque(maxlen=FINISHED_KEPT)
+        self.progress = TapProgress()
+        self.period_s: float | None = None  # about the longest step of late
         self.state: TapState | None = None
         self.last_s: float | None = None
         self.step_s: float | None = None
@@ -77,12 +82,26 @@ class TapStream:
         self._servers = record.servers
         # The sender's clock is the receiver's own on one host; a time to come means that it is not.
         sent_s = record.sent_s if received_s - SENDERS_FORGOTTEN_S < record.sent_s else received_s
-        self.last_s = max(self.last_s or 0.0, min(sent_s, received_s))
+        before_s, self.last_s = self.last_s, max(self.last_s or 0.0, min(sent_s, received_s))
+        self._pace(before_s, self.last_s)
+        self.progress.on_record(record, self.last_s)
         if record.running is not None and record.waiting is not None and record.kv_usage is not None:
             self.state = TapState(self.last_s, record.running, record.waiting, record.kv_usage)
         if record.step_s and record.decodes:
             self._on_step(record, record.step_s)
         self._finished.extend(record.finished)
+        if record.wall_s is None:
+            self._first_tokens_s.extend(record.first_tokens_s)
+        for group in record.started:
+            self._first_tokens_s.extend(group.ttft_s)
+
+    def _pace(self, before_s: float | None, now_s: float) -> None:
+        """A busy engine steps without pause, so the time between two records is a step's."""
+        if before_s is None or self.state is None or self.state.running == 0:
+            return
+        gap_s = now_s - before_s
+        faded_s = (self.period_s or 0.0) * math.exp(-gap_s / PERIOD_MEMORY_S)
+        self.period_s = max(faded_s, gap_s)
 
     def _on_step(self, record: Record, step_s: float) -> None:
         self.step_s = step_s
@@ -128,6 +147,8 @@ class TapStream:
         self._agrees = None
         self._steps.clear()
         self._finished.clear()
+        self._first_tokens_s.clear()
+        self.progress.restart()
         self.state = None
 
     def fault(self) -> str | None:
@@ -164,6 +185,11 @@ class TapStream:
         finished = list(self._finished)
         self._finished.clear()
         return finished
+
+    def take_first_tokens_s(self) -> list[float]:
+        """How long each request waited whose first token came since the last call."""
+        waits, self._first_tokens_s = list(self._first_tokens_s), deque(maxlen=FINISHED_KEPT)
+        return waits
 
 
 def length_histograms(finished: Sequence[Finished]) -> tuple[Histogram, Histogram]:

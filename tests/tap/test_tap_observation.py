@@ -188,10 +188,13 @@ def test_the_decision_s_state_is_that_of_the_newest_step() -> None:
     newest = observation.snapshot
     assert newest is not None
     assert observation.tap.live() is None
-    assert observation.state(newest, None).running == DECODES
+    before = observation.state()
+    assert before is not None
+    assert before.running == DECODES
     driven.step(running=30, waiting=5, kv_usage=0.9)
-    live = observation.tap.live()
-    state = observation.state(newest, live)
+    state = observation.state()
+    assert state is not None
+    assert observation.state() is state
     assert (state.running, state.waiting, state.observed_s) == (30, 5, driven.now_s)
     assert state.kv_used_tokens == pytest.approx(0.9 * kv_capacity_tokens(newest))
 
@@ -201,9 +204,9 @@ def test_who_waits_since_the_page_has_waited_since_the_page() -> None:
     driven = Driven(tapped=True)
     driven.poll()
     observation = driven.observation
-    before = observation.traffic_now(SLO, None, driven.now_s)
+    before = observation.traffic_now(SLO, driven.now_s)
     driven.step(waiting=5)
-    seen = observation.traffic_now(SLO, observation.tap.live(), driven.now_s)
+    seen = observation.traffic_now(SLO, driven.now_s)
     assert before is not None and seen is not None and observation.snapshot is not None
     assert seen.unstarted == 5.0 > before.unstarted
     assert seen.oldest_wait_s >= driven.now_s - observation.snapshot.observed_s

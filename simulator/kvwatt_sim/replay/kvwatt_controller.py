@@ -54,7 +54,7 @@ class KvwattController:
     def target(self, now_s: float, plant: VirtualPlant) -> int | None:
         run = self.run
         if self._ticks % round(self.poll_s / self.period_s) == 0:
-            run.observation.on_page(plant.snapshot())
+            run.on_page(plant.snapshot())
             steady = now_s - run.applied.since_s > self.poll_s + self.switch_latency_s
             run.observation.calibrate(self.model, run.samples, steady)
         if self._ticks % GPU_PERIOD_TICKS == 0:

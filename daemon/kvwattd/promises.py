@@ -1,0 +1,75 @@
+"""How the promises were kept of late: request by request from the tap, else from the page's histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kvwatt.attainment import WINDOW_S, Attained, Attainment, Tally, targets, within
+from kvwatt.state import EngineSnapshot, Histogram, Metric, Slo
+from kvwatt.traffic import difference
+from kvwattd.vllm_plugin.wire import Finished
+
+ENDED = 2  # vLLM's FinishReason: below, the request came to its end; from there on aborted or failed
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Requests told one by one since the last page: waits for a first token, and those that finished."""
+
+    first_tokens_s: Sequence[float]
+    finished: Sequence[Finished]
+
+    def latencies_s(self, metric: Metric) -> list[float]:
+        ended = [item for item in self.finished if item.reason < ENDED]
+        if metric is Metric.TTFT:
+            return list(self.first_tokens_s)
+        if metric is Metric.E2E:
+            return [item.e2e_s for item in ended]
+        return [item.decode_s / (item.output_tokens - 1) for item in ended if item.output_tokens > 1]
+
+
+class Promises:
+    """Feed every page; read `budget`."""
+
+    def __init__(self, window_s: float = WINDOW_S) -> None:
+        self.attainment = Attainment(window_s)
+        self._slo: Slo | None = None
+        self._before: EngineSnapshot | None = None
+
+    def restart(self) -> None:
+        """Another engine run: its counters start anew. What was promised to clients stays counted."""
+        self._before = None
+
+    def on_page(self, page: EngineSnapshot, slo: Slo, judged: Judged | None) -> None:
+        """Count those judged since the page before; `judged` where they were told one by one."""
+        if slo != self._slo:
+            self.attainment.restart()
+            self._slo = slo
+        old, self._before = self._before, page
+        if old is None or page.observed_s <= old.observed_s:
+            return
+        for metric, target in targets(slo).items():
+            kept = _counted(metric, page, old, target.limit_s) if judged is None else None
+            if judged is not None:
+                seconds = judged.latencies_s(metric)
+                kept = Attained(float(sum(s <= target.limit_s for s in seconds)), float(len(seconds)))
+            if kept is not None:
+                self.attainment.observe(metric, page.observed_s, kept)
+
+    def budget(self, now_s: float, slo: Slo) -> Mapping[Metric, Tally]:
+        """Kept, missed and permitted misses of each promise over the window."""
+        return self.attainment.budget(now_s, slo)
+
+
+def _counted(metric: Metric, page: EngineSnapshot, old: EngineSnapshot, limit_s: float) -> Attained | None:
+    """From the growth of the page's histogram; None where it is not one and the same histogram."""
+    new, before = _histogram(metric, page), _histogram(metric, old)
+    if new.bounds != before.bounds or new.count < before.count:
+        return None
+    kept = within(difference(new, before), limit_s)
+    return Attained(min(max(kept.met, 0.0), kept.total), kept.total)
+
+
+def _histogram(metric: Metric, page: EngineSnapshot) -> Histogram:
+    return {Metric.TTFT: page.ttft_s, Metric.TBT: page.tbt_s, Metric.E2E: page.e2e_s}[metric]
