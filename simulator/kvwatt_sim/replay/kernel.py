@@ -93,7 +93,7 @@ class CPlant(ctypes.Structure):
         *_all(_I, "planned decode_batch kv_tokens prefill_tokens"),
         *_all(_D, "context_tokens start_s left"),
         *_all(_D, "now_s energy_j power_w switch_at_s"),
-        *_all(_I, "clock_mhz pending_mhz actual_mhz"),
+        *_all(_I, "clock_mhz pending_mhz actual_mhz prefill_mhz"),
         *_all(_Meter, "ttft tbt itl e2e prompts outputs iterations"),
     ]
 

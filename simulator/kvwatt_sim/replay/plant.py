@@ -82,6 +82,10 @@ class VirtualPlant:
         self._c.switch_at_s = self._c.now_s + latency_s
         self._c.pending_mhz = clock_mhz if clock_mhz is not None else self.card.boost_mhz
 
+    def set_prefill_clock(self, clock_mhz: int) -> None:
+        """Another clock for every step with prompt tokens, switched to and back in no time: an ideal."""
+        self._c.prefill_mhz = clock_mhz
+
     def advance(self, until_s: float) -> None:
         """Run until `until_s`. A clock change takes effect in the middle of a step, as on a real GPU."""
         self._kernel.advance(until_s)
@@ -127,6 +131,10 @@ class VirtualPlant:
         names = ("arrival_s", "prompt", "generated", "scheduled_s", "first_s", "last_s", "preempted")
         return Served(who, *(a[name][who] for name in names))
 
+    def gaps(self) -> Gaps:
+        """Every time between two tokens of one request so far."""
+        return Gaps(self._arrays["gaps"].copy())
+
     def outcome(self, clock_changes: int) -> Outcome:
         """The run so far."""
         served = self.served()
@@ -137,7 +145,7 @@ class VirtualPlant:
             clock_changes=clock_changes,
             steps=self.steps,
             served=served,
-            gaps=Gaps(self._arrays["gaps"].copy()),
+            gaps=self.gaps(),
         )
 
     def snapshot(self) -> EngineSnapshot:

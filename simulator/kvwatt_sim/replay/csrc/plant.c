@@ -70,9 +70,10 @@ static void complete(kvr_plant *plant)
 /* Goes on with the step in progress until it ends, `until_s`, or the next clock change. */
 static void run(kvr_plant *plant, double until_s)
 {
-    kvr_step at = kvr_step_law(plant, (double)plant->clock_mhz);
-    int64_t clock_mhz = kvr_capped_mhz(plant, plant->clock_mhz, at.compute, at.memory);
-    if (clock_mhz != plant->clock_mhz)
+    int64_t asked_mhz = plant->prefill_tokens && plant->prefill_mhz ? plant->prefill_mhz : plant->clock_mhz;
+    kvr_step at = kvr_step_law(plant, (double)asked_mhz);
+    int64_t clock_mhz = kvr_capped_mhz(plant, asked_mhz, at.compute, at.memory);
+    if (clock_mhz != asked_mhz)
         at = kvr_step_law(plant, (double)clock_mhz);
     double dt_s = fmin(plant->left * at.time_s, until_switch(plant, until_s) - plant->now_s);
     spend(plant, dt_s, clock_mhz, at.compute, at.memory);

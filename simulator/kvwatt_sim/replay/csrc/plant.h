@@ -69,7 +69,7 @@ typedef struct {
     double context_tokens, start_s, left;
     /* GPU */
     double now_s, energy_j, power_w, switch_at_s;
-    int64_t clock_mhz, pending_mhz, actual_mhz;
+    int64_t clock_mhz, pending_mhz, actual_mhz, prefill_mhz; /* prefill_mhz 0: clock_mhz for all steps */
     kvr_meter ttft, tbt, itl, e2e, prompts, outputs, iterations;
 } kvr_plant;
 
