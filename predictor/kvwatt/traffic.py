@@ -168,6 +168,8 @@ class TrafficEstimator:
         self._slow_rate = DecayingRate(8 * rate_time_constant_s)
         self._previous: EngineSnapshot | None = None
         self._first_token_offset = 0.0
+        self._excess = -math.inf
+        self._previous_inside: int | None = None
         self._nobody_waited_s: float | None = None
         self._finished = 0.0
         self._recent_tokens = 0.0
@@ -176,6 +178,7 @@ class TrafficEstimator:
         """The engine restarted (counters went back): forget the previous page, keep what was learned."""
         self._previous = None
         self._first_token_offset = 0.0
+        self._excess, self._previous_inside = -math.inf, None
         self._nobody_waited_s = None
 
     def update(
@@ -187,6 +190,7 @@ class TrafficEstimator:
         known better than from the snapshots' own histograms.
         """
         previous, self._previous = self._previous, snapshot
+        vanished = self._track_vanished(snapshot)
         self._track_waiting(snapshot)
         if previous is None:
             self._learn(snapshot.prompt_lengths, snapshot.generation_lengths)
@@ -194,6 +198,7 @@ class TrafficEstimator:
         if snapshot.observed_s <= previous.observed_s:
             return None
         step = interval(previous, snapshot)
+        step = replace(step, arrivals=step.arrivals + vanished)
         fade = math.exp(-step.dt_s / BURST_MEMORY_S)
         self._recent_tokens = self._recent_tokens * fade + step.prompt_tokens
         self._rate.observe(step.arrivals, step.dt_s)
@@ -217,11 +222,25 @@ class TrafficEstimator:
         self.outputs.update(outputs)
         self._finished += outputs.count
 
+    def _track_vanished(self, snapshot: EngineSnapshot) -> float:
+        """Requests that a client gave up since the last page: told a first token, and no end ever.
+
+        No page counts them. But no more requests can have begun than are inside: what is more, on two pages
+        in a row (a page may be a step apart in itself), has vanished; and an empty server settles it.
+        """
+        inside = snapshot.running + snapshot.waiting
+        excess = snapshot.ttft_s.count - snapshot.e2e_s.count - inside
+        known = self._first_token_offset
+        if self._previous_inside is None and inside > 0:
+            self._first_token_offset = max(excess, 0.0)
+        elif inside == 0:
+            self._first_token_offset = excess
+        else:
+            self._first_token_offset = max(known, min(excess, self._excess))
+        first, self._previous_inside, self._excess = self._previous_inside is None, inside, excess
+        return 0.0 if first else max(self._first_token_offset - known, 0.0)
+
     def _track_waiting(self, snapshot: EngineSnapshot) -> None:
-        first_tokens_open = snapshot.ttft_s.count - snapshot.e2e_s.count
-        if snapshot.running + snapshot.waiting == 0:
-            # Aborted requests count in one histogram and not in the other: an empty server calibrates.
-            self._first_token_offset = first_tokens_open
         if self._unstarted(snapshot) == 0 or self._nobody_waited_s is None:
             self._nobody_waited_s = snapshot.observed_s
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from worlds import card, shape
 
 from kvwatt.lengths import LengthModel
-from kvwatt.state import EngineSnapshot
+from kvwatt.state import EngineShape, EngineSnapshot, Histogram
 from kvwatt.traffic import DecayingRate, Interval, TrafficEstimator, aged, interval
+from kvwatt_sim.engine import Engine, EventKind, Request, TokenEvent
 from kvwatt_sim.replay.plant import VirtualPlant
 from kvwatt_sim.workload import generate
 
@@ -108,6 +110,85 @@ def test_an_interval_never_has_negative_arrivals() -> None:
     _, _, _, pages = watch(1.5, 30.0)
     vanished = replace(pages[-1], running=0, waiting=0, observed_s=pages[-1].observed_s + POLL_S)
     assert interval(pages[-1], vanished).arrivals == 0.0
+
+
+def never_empty(abort_share: float, seed: int) -> tuple[list[EngineSnapshot], list[int]]:
+    """Pages of an engine that is never empty and whose clients give up, and who truly waited each time."""
+    rng = np.random.default_rng(seed)
+    engine = Engine(EngineShape(16, 20_001, 32, 2048))
+    page = Counts()
+    requests: dict[str, Request] = {}
+    now_s, pages, truth = 0.0, [], []
+    for step in range(2500):
+        for _ in range(rng.poisson(0.12) + (engine.running + engine.waiting == 0)):
+            name = f"r{len(requests)}"
+            requests[name] = Request(name, now_s, int(rng.integers(200, 3000)), int(rng.integers(20, 300)))
+            engine.add(requests[name])
+        plan = engine.schedule(now_s)
+        assert plan is not None
+        inside = engine.requests()
+        if rng.random() < abort_share and len(inside) > 2:
+            engine.abort(inside[int(rng.integers(len(inside)))][0].request_id, now_s)
+        now_s += 0.02 + 3e-5 * plan.prefill_tokens
+        page.take(engine.complete(plan, now_s))
+        if step % 15 == 0 and engine.running + engine.waiting:
+            pages.append(page.snapshot(now_s, engine))
+            truth.append(sum(state.output_tokens == 0 for _, state in engine.requests()))
+    return pages, truth
+
+
+class Counts:
+    """What a metrics page counts of an engine, as far as traffic is read from it."""
+
+    def __init__(self) -> None:
+        self.first = self.ended = 0
+
+    def take(self, events: tuple[TokenEvent, ...]) -> None:
+        self.first += sum(event.kind is EventKind.FIRST for event in events)
+        self.ended += sum(event.kind is EventKind.FINISHED for event in events)
+
+    def snapshot(self, now_s: float, engine: Engine) -> EngineSnapshot:
+        (blank,) = watch(1.0, POLL_S)[3]
+        first, ended = float(self.first), float(self.ended)
+        return replace(
+            blank,
+            observed_s=now_s,
+            running=engine.running,
+            waiting=engine.waiting,
+            requests_finished_total=ended,
+            ttft_s=Histogram((inf,), (first,), first, first),
+            e2e_s=Histogram((inf,), (ended,), ended, ended),
+        )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_given_up_requests_on_a_server_that_is_never_empty_hide_nobody(seed: int) -> None:
+    """By pages alone: who waits is neither forgotten nor invented for long, and arrivals are counted."""
+    pages, truth = never_empty(0.02, seed)
+    learned = estimator()
+    errors, arrived = [], 0.0
+    for page, waiting in zip(pages, truth, strict=True):
+        step = learned.update(page)
+        seen = learned.traffic()
+        if seen is not None and step is not None:
+            errors.append(seen.unstarted - waiting)
+            arrived += step.arrivals
+    given_up = pages[-1].ttft_s.count - pages[-1].e2e_s.count - pages[-1].running - pages[-1].waiting
+    assert given_up > 10
+    assert np.mean(np.abs(errors)) < 0.5
+    assert min(errors) >= -3.0
+    ended = pages[-1].requests_finished_total - pages[0].requests_finished_total
+    assert arrived >= ended + given_up - 3
+
+
+def test_without_given_up_requests_nobody_is_taken_for_one() -> None:
+    """Counts stay exact where nothing vanishes."""
+    pages, truth = never_empty(0.0, 7)
+    learned = estimator()
+    for page, waiting in zip(pages, truth, strict=True):
+        learned.update(page)
+        seen = learned.traffic()
+        assert seen is None or seen.unstarted == waiting
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.floats(0.1, 2.0)), min_size=1, max_size=80))
