@@ -44,6 +44,7 @@ COMMANDS = {
     "run": Command("Run the daemon beside vLLM.", "kvwattd.commands.run:run"),
     "guard": Command("Run the privileged process that alone writes clocks.", "kvwattd.commands.guard:app"),
     "status": Command("Show what a running daemon does.", "kvwattd.commands.status:status"),
+    "token": Command("Make a token for the daemon's REST interface.", "kvwattd.commands.token:token"),
     "sim": Command("Make, show, set and break simulated GPUs."),
 }
 

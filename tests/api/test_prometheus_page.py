@@ -15,6 +15,10 @@ BASE_UNITS = ("_seconds", "_hertz", "_watts", "_joules", "_celsius", "_ratio", "
 # Plain counts, states and information have no unit.
 UNITLESS = (
     "kvwatt_build_info",
+    "kvwatt_config_reload_success",
+    "kvwatt_config_restart_pending",
+    "kvwatt_settings_over_rest",
+    "kvwatt_api_token_alarm",
     "kvwatt_mode",
     "kvwatt_regime",
     "kvwatt_guard_state",

@@ -63,5 +63,5 @@ HEALTHY = Facts(
     instances=(INSTANCE,),
     model=ModelFact(Path("/var/lib/kvwatt/model"), exists=True, manifest=MANIFEST),
     port=PortFact("127.0.0.1", 8484),
-    token=TokenFact(Path("/etc/kvwatt/token"), 64, 0o100600),
+    token=TokenFact(Path("/etc/kvwatt/tokens.toml"), 2),
 )

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kvwattd.api.prometheus_series import GPU_SERIES, INSTANCE_SERIES, STATUS_SERIES, Series
 from kvwattd.api.schemas import DurationView, StatusView
+from kvwattd.api.series import GPU_SERIES, INSTANCE_SERIES, STATUS_SERIES, Series
 
 T = TypeVar("T")
 Labelled = Sequence[tuple[tuple[str, ...], T]]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import logging
 import os
 import stat
@@ -81,7 +82,7 @@ def parse_tokens(text: str) -> tuple[Entry, ...]:
     return entries
 
 
-def read_tokens(path: Path) -> tuple[Entry, ...]:
+def read_tokens(path: Path, *, any_owner: bool = False) -> tuple[Entry, ...]:
     """The entries of a file that belongs to this user or root and that nobody else may read.
 
     Raises TokenFileError; FileNotFoundError where there is none.
@@ -97,12 +98,31 @@ def read_tokens(path: Path) -> tuple[Entry, ...]:
         raise TokenFileError(f"is no file of at most {MAX_BYTES} bytes")
     if facts.st_mode & 0o077:
         raise TokenFileError(f"may be read by others (mode {facts.st_mode & 0o777:04o}): chmod 600 {path}")
-    if facts.st_uid not in (0, os.geteuid()):
+    if not any_owner and facts.st_uid not in (0, os.geteuid()):
         raise TokenFileError(f"belongs to user id {facts.st_uid}: chown it to the daemon's user, or root")
     try:
         return parse_tokens(data.decode("utf-8"))
     except UnicodeDecodeError:
         raise TokenFileError("is not UTF-8") from None
+
+
+def add_entry(path: Path, name: str, scope: str, token: str) -> None:
+    """Add a token to a file, made where it is missing, all or nothing. Raises TokenFileError, OSError."""
+    try:
+        read_tokens(path, any_owner=os.geteuid() == 0)
+        before, owner = path.read_text(encoding="utf-8"), path.stat()
+    except FileNotFoundError:
+        before, owner = "", None
+    entry = f'[[token]]\nname = {json.dumps(name)}\nscope = "{scope}"\nsha256 = "{digest(token)}"\n'
+    text = f"{before.rstrip()}\n\n{entry}" if before.strip() else entry
+    parse_tokens(text)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        if owner is not None and owner.st_uid != os.geteuid():
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        file.write(text)
+    partial.replace(path)
 
 
 @dataclass(frozen=True, slots=True)

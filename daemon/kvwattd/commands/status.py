@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
+    import httpx
+
     from kvwattd.api.schemas import StatusView
 
 DEFAULT_URL = "http://127.0.0.1:8484"
@@ -14,14 +17,21 @@ DEADLINE_S = 5.0
 
 
 def status(
-    url: Annotated[str, typer.Option(help="Base URL of the daemon.", envvar="KVWATT_URL")] = DEFAULT_URL,
+    url: Annotated[
+        str,
+        typer.Option(help="Base URL of the daemon, or unix:PATH of its socket.", envvar="KVWATT_URL"),
+    ] = DEFAULT_URL,
+    ca: Annotated[
+        Path | None, typer.Option(help="Certificate to trust, in PEM, where the daemon serves HTTPS.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the status as JSON.")] = False,
 ) -> None:
     """Show what a running daemon does.
 
-    Exit codes: 0 shown, 1 the daemon cannot be reached or did not answer with a status.
+    Where reading needs a token, it is taken from KVWATT_TOKEN. Exit codes: 0 shown, 1 the daemon cannot be
+    reached or did not answer with a status.
     """
-    text = _fetch(url)
+    text = _fetch(url, ca)
     if as_json:
         typer.echo(text)
         return
@@ -32,14 +42,37 @@ def status(
     Console().print(screen(_parse(url, text)))
 
 
-def _fetch(url: str) -> str:
+def _fetch(url: str, ca: Path | None) -> str:
     import httpx
 
-    path = f"{url.rstrip('/')}/api/v1/status"
     try:
-        return httpx.get(path, timeout=DEADLINE_S, trust_env=False).raise_for_status().text
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        _fail(f"{path}: {error}; is `kvwatt run` running, and is this its address? (--url)", error)
+        with _client(url, ca) as client:
+            return client.get("/api/v1/status").raise_for_status().text
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        hint = "is `kvwatt run` running, and is this its address (--url)?"
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
+            hint = "set KVWATT_TOKEN to a token of scope read: kvwatt token NAME --scope read"
+        _fail(f"{url}: {error}; {hint}", error)
+
+
+def _client(url: str, ca: Path | None) -> httpx.Client:
+    """Raises OSError where the certificate cannot be read."""
+    import os
+    import ssl
+
+    import httpx
+
+    token = os.environ.get("KVWATT_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    if url.startswith("unix:"):
+        transport = httpx.HTTPTransport(uds=url.removeprefix("unix:"))
+        return httpx.Client(
+            transport=transport, base_url="http://localhost", headers=headers, timeout=DEADLINE_S
+        )
+    trusted = ssl.create_default_context(cafile=str(ca) if ca else None)
+    return httpx.Client(
+        base_url=url.rstrip("/"), headers=headers, timeout=DEADLINE_S, trust_env=False, verify=trusted
+    )
 
 
 def _parse(url: str, text: str) -> StatusView:

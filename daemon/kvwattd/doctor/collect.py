@@ -12,6 +12,7 @@ import httpx
 import pynvml
 
 from kvwatt.artifact import MANIFEST, ArtifactError, load_manifest
+from kvwattd.api.tokens import TokenFileError, read_tokens
 from kvwattd.config import Config, ConfigError, InstanceConfig, load_config
 from kvwattd.doctor.facts import (
     Facts,
@@ -152,24 +153,28 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-async def _port(config: Config) -> PortFact:
-    host, port = config.api.host, config.api.port
+async def _port(config: Config) -> PortFact | None:
+    if not config.api.tcp:
+        return None
+    host, port, tls = config.api.host, config.api.port, config.api.tls_cert is not None
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        return PortFact(host, port, error.strerror or str(error), await _is_kvwatt(host, port))
-    return PortFact(host, port)
+        ours = await _is_kvwatt(host, port, tls)
+        return PortFact(host, port, error.strerror or str(error), ours, tls)
+    return PortFact(host, port, tls=tls)
 
 
-async def _is_kvwatt(host: str, port: int) -> bool:
-    address = f"[{host}]" if ":" in host else host
-    async with httpx.AsyncClient(trust_env=False, timeout=_OWN_DEADLINE_S) as client:
+async def _is_kvwatt(host: str, port: int, tls: bool) -> bool:
+    address = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    # Nothing secret is sent: the certificate need not be one that this user trusts.
+    async with httpx.AsyncClient(trust_env=False, timeout=_OWN_DEADLINE_S, verify=False) as client:  # noqa: S501
         try:
-            page = await client.get(f"http://{address}:{port}/api/v1/mode")
+            page = await client.get(f"{address}/healthz")
         except (httpx.HTTPError, httpx.InvalidURL):
             return False
-    return page.is_success and b'"mode"' in page.content[:100]
+    return b'"last_tick_age_s"' in page.content[:100]
 
 
 def _token(config: Config) -> TokenFact:
@@ -177,9 +182,11 @@ def _token(config: Config) -> TokenFact:
     if path is None:
         return TokenFact()
     try:
-        return TokenFact(path, len(path.read_bytes().strip()), path.stat().st_mode)
-    except OSError as error:
-        return TokenFact(path, error=f"{path}: {error.strerror}")
+        return TokenFact(path, len(read_tokens(path, any_owner=os.geteuid() == 0)))
+    except FileNotFoundError:
+        return TokenFact(path, error="does not exist")
+    except TokenFileError as error:
+        return TokenFact(path, error=str(error))
 
 
 def _state_dir_error(config: Config) -> str:

@@ -92,6 +92,7 @@ class PortFact:
     port: int
     error: str = ""
     ours: bool = False
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,7 @@ class TokenFact:
     """`path` None: not configured."""
 
     path: Path | None = None
-    characters: int = 0
-    mode: int = 0
+    tokens: int = 0
     error: str = ""
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvwattd.config import Mode
-from kvwattd.doctor.facts import Facts, Finding, GpuFact, Level
+from kvwattd.config_values import is_loopback
+from kvwattd.doctor.facts import Facts, Finding, GpuFact, Level, PortFact
 from kvwattd.guard.protocol import ClockState
 
 POWER_OR_HEAT = 0x4 | 0x8 | 0x20 | 0x40 | 0x80  # clocks event reasons (nvml.h)
@@ -13,7 +14,6 @@ BUSY_UTILIZATION = 0.5
 LIMITED_BELOW = 0.9  # of the default clock; less than boost jitter explains
 SLOW_CLOCKSOURCES = frozenset({"hpet", "acpi_pm", "jiffies", "refined-jiffies"})
 COARSE_S = 1e-3
-TOKEN_CHARACTERS = 16
 
 # Programs that write GPU clocks or power limits, by process name, with what to do about them.
 WRITERS = {
@@ -171,9 +171,21 @@ def _limited(facts: Facts) -> Iterator[Finding]:
 
 
 def check_api(facts: Facts) -> Iterator[Finding]:
-    port, token = facts.port, facts.token
-    if port is None:
-        return
+    if facts.port is not None:
+        yield from _check_port(facts.port)
+    token = facts.token
+    if token.path is None:
+        advice = "only if you want them: set api.token_file, then kvwatt token NAME --file FILE"
+        yield Finding("token", Level.NOTE, "api.token_file is not set: REST refuses every write", advice)
+    elif token.error:
+        advice = f"kvwatt token NAME --file {token.path}, owned by the daemon's user, mode 600"
+        found = f"{token.path}: {token.error}: the daemon refuses to start"
+        yield Finding("token", Level.PROBLEM, found, advice)
+    else:
+        yield Finding("token", Level.OK, f"{token.path}: {token.tokens} tokens")
+
+
+def _check_port(port: PortFact) -> Iterator[Finding]:
     where = f"{port.host}:{port.port}"
     if port.ours:
         yield Finding("port", Level.OK, f"a kvwatt daemon answers at {where}")
@@ -183,21 +195,9 @@ def check_api(facts: Facts) -> Iterator[Finding]:
         )
     else:
         yield Finding("port", Level.OK, f"{where} is free")
-    if port.host not in ("127.0.0.1", "::1", "localhost"):
-        advice = "use 127.0.0.1 unless a proxy with TLS stands in front: reads need no token"
-        yield Finding("port", Level.WARNING, f"{where} is open to other machines", advice)
-    if token.path is None:
-        advice = "only if you want them: openssl rand -hex 32 > FILE; chmod 600 FILE; set api.token_file"
-        yield Finding("token", Level.NOTE, "api.token_file is not set: REST refuses every write", advice)
-    elif token.error or token.characters < TOKEN_CHARACTERS:
-        found = token.error or f"{token.path} holds {token.characters} characters"
-        advice = f"write {TOKEN_CHARACTERS} characters or more: openssl rand -hex 32 > {token.path}"
-        yield Finding("token", Level.WARNING, f"{found}: REST refuses every write", advice)
-    elif token.mode & 0o077:
-        found = f"{token.path} can be read by others (mode {token.mode & 0o777:o})"
-        yield Finding("token", Level.WARNING, found, f"chmod 600 {token.path}, owned by the daemon's user")
-    else:
-        yield Finding("token", Level.OK, str(token.path))
+    if not is_loopback(port.host) and not port.tls:
+        advice = "use 127.0.0.1, or set api.tls_cert, api.tls_key and api.token_file"
+        yield Finding("port", Level.WARNING, f"{where} is open to other machines without TLS", advice)
 
 
 def check_time(facts: Facts) -> Iterator[Finding]:

@@ -1,0 +1,10 @@
+"""Every series of /metrics, as tables: name, help with the unit, extra labels and where the value is."""
+
+from __future__ import annotations
+
+from kvwattd.api.series.base import Series
+from kvwattd.api.series.gpu import GPU_SERIES
+from kvwattd.api.series.instance import INSTANCE_SERIES
+from kvwattd.api.series.status import STATUS_SERIES
+
+__all__ = ["GPU_SERIES", "INSTANCE_SERIES", "STATUS_SERIES", "Series"]

@@ -1,0 +1,36 @@
+"""`kvwatt token`: make a bearer token and put its entry, which opens nothing, into the token file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def token(
+    name: Annotated[str, typer.Argument(help="Who it is for; stands in the audit log.")],
+    scope: Annotated[
+        Literal["read", "control"], typer.Option(help="`control` may change things, and read.")
+    ] = "control",
+    file: Annotated[
+        Path, typer.Option(help="The token file, as at api.token_file; made where it is missing.")
+    ] = Path("/etc/kvwatt/tokens.toml"),
+) -> None:
+    """Print a new token, once, and add its SHA-256 to the file. A running daemon takes it up at once.
+
+    To withdraw a token delete its entry. Exit codes: 0 done, 2 the file or the name cannot be used.
+    """
+    from secrets import token_hex
+
+    from kvwattd.api.tokens import TokenFileError, add_entry
+
+    made = token_hex(32)
+    try:
+        add_entry(file, name, scope, made)
+    except (TokenFileError, OSError) as error:
+        typer.echo(f"kvwatt token: {file}: {error}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(made)
+    typer.echo(f"kept in {file} as its SHA-256; the daemon's user must own the file:", err=True)
+    typer.echo(f"  chown kvwatt {file}   (where the daemon runs as kvwatt)", err=True)
