@@ -20,6 +20,7 @@ COMPARED_OVER_S = 5.0
 MIN_TOKENS = 100.0  # fewer say more about when the page was taken than about the tap
 TOLERANCE = 0.2
 SENDERS_FORGOTTEN_S = 60.0
+SENDERS_KEPT = 64  # more are no servers of one engine, but noise
 STEPS_KEPT = 8192
 FINISHED_KEPT = 8192
 PERIOD_MEMORY_S = 30.0  # of the longest time between two records of a busy engine
@@ -114,9 +115,9 @@ class TapStream:
         known = self._senders.get(record.sender)
         self._senders[record.sender] = _Sender(record.sequence, record.generation_tokens_total, received_s)
         if known is None or record.sequence <= known.sequence:
-            self._senders = {
-                pid: s for pid, s in self._senders.items() if received_s - s.seen_s < SENDERS_FORGOTTEN_S
-            }
+            since_s = received_s - SENDERS_FORGOTTEN_S
+            seen = [(pid, s) for pid, s in self._senders.items() if s.seen_s > since_s]
+            self._senders = dict(seen[-SENDERS_KEPT:])
             return record.generation_tokens
         self.lost += record.sequence - known.sequence - 1
         return max(record.generation_tokens_total - known.tokens_total, 0)

@@ -81,15 +81,23 @@ def parse_csv(text: str, name: str = "profile") -> list[ProfileRow]:
     """Rows of a profile in any accepted layout; `name` is used in error messages."""
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     skipped = text.count("\n#") + text.startswith("#")
-    reader = csv.DictReader(io.StringIO("\n".join(lines)))
-    header = tuple(reader.fieldnames or ())
-    convert = _layout(header, name)
-    numbered = enumerate(reader, 2 + skipped)
+    header, records = _table("\n".join(lines), name)
+    convert = _layout(tuple(header), name)
+    numbered = enumerate(records, 2 + skipped)
     converted = [convert(_Cells(record, f"{name}, line {number}")) for number, record in numbered]
     rows = [row for row in converted if row is not None]
     if not rows:
         raise ProfileError(f"{name}: no rows below the header")
     return rows
+
+
+def _table(text: str, name: str) -> tuple[list[str], list[dict[str, str]]]:
+    """Header and records as they stand."""
+    reader = csv.DictReader(io.StringIO(text))
+    try:
+        return list(reader.fieldnames or ()), list(reader)
+    except csv.Error as error:
+        raise ProfileError(f"{name}: not a table: {error}") from None
 
 
 def parse_notes(text: str) -> dict[str, str]:
@@ -141,10 +149,9 @@ Point = tuple[float, float, float, float]  # clock, decode batch, KV tokens, pre
 
 def parse_points(text: str, name: str = "points") -> tuple[list[str], list[dict[str, str]], list[Point]]:
     """Header, records as they stand, and the operating points they describe (nothing measured needed)."""
-    reader = csv.DictReader(io.StringIO(text))
-    header = list(reader.fieldnames or ())
+    header, rows = _table(text, name)
     convert = _point_layout(set(header), name)
-    records = [{key: row.get(key) or "" for key in header} for row in reader]
+    records = [{key: row.get(key) or "" for key in header} for row in rows]
     if not records:
         raise ProfileError(f"{name}: no rows below the header")
     points = [convert(_Cells(record, f"{name}, line {line}")) for line, record in enumerate(records, 2)]
