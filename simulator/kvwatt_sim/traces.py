@@ -1,7 +1,9 @@
-"""Request traces: arrival times and token counts, read from the Azure 2023 CSV files.
+"""Request traces: arrival times and token counts, no text.
 
-Source of the format: Azure/AzurePublicDataset, "LLM inference trace 2023" (Splitwise, ISCA 2024):
-`TIMESTAMP,ContextTokens,GeneratedTokens`, one row per request, no text.
+Sources of the formats. Azure: Azure/AzurePublicDataset, "LLM inference trace 2023" (Splitwise, ISCA 2024):
+CSV with `TIMESTAMP,ContextTokens,GeneratedTokens`. Mooncake: kvcache-ai/Mooncake (FAST 2025): a JSON object
+a line with `timestamp` (ms), `input_length`, `output_length` and `hash_ids`, which are not used here.
+Our own recordings: `kvwattd.recording.lines`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from math import inf
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 
 class _Rows(Protocol):
     """What csv.reader returns."""
@@ -26,6 +30,13 @@ class _Rows(Protocol):
     def __next__(self) -> list[str]: ...
 
 
+class _MooncakeRow(msgspec.Struct):
+    timestamp: int  # ms
+    input_length: int
+    output_length: int
+
+
+_MOST_TOKENS = 1 << 40
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
@@ -63,6 +74,51 @@ def load_azure(path: Path) -> tuple[TraceRequest, ...]:
         raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise TraceError(f"{path}: not a CSV text file: {error}") from error
+
+
+def load_mooncake(path: Path) -> tuple[TraceRequest, ...]:
+    """Read a Mooncake trace; the first request arrives at 0 s.
+
+    Raises TraceError for a file that is missing, empty, holds a line that is no such object, a value that
+    is not what its key holds, or lines out of order.
+    """
+    found: list[tuple[int, TraceRequest]] = []
+    for number, line in enumerate(read_lines(path), 1):
+        if line.strip():
+            found.append(_mooncake_request(f"{path}: line {number}", line, found))
+    if not found:
+        raise TraceError(f"{path}: no requests")
+    return tuple(request for _, request in found)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file. Raises TraceError."""
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise TraceError(f"{path}: not a text file: {error}") from error
+
+
+def _mooncake_request(
+    where: str, line: str, before: Sequence[tuple[int, TraceRequest]]
+) -> tuple[int, TraceRequest]:
+    """Milliseconds on the trace's own clock, and the request counted from the first one."""
+    try:
+        row = msgspec.json.decode(line, type=_MooncakeRow)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise TraceError(
+            f"{where}: {error}; expected an object with timestamp (ms), input_length and output_length"
+        ) from error
+    first_ms = before[0][0] if before else row.timestamp
+    if before and row.timestamp < before[-1][0]:
+        raise TraceError(f"{where}: timestamp {row.timestamp} lies before the line above")
+    for name in ("input_length", "output_length"):
+        if not 1 <= getattr(row, name) < _MOST_TOKENS:
+            raise TraceError(f"{where}: {name} {getattr(row, name)} is not a token count from 1")
+    arrival_s = (row.timestamp - first_ms) / 1000.0
+    return row.timestamp, TraceRequest(arrival_s, row.input_length, row.output_length)
 
 
 def thin(requests: Sequence[TraceRequest], ratio: float, seed: int) -> tuple[TraceRequest, ...]:
