@@ -12,8 +12,13 @@ from kvwatt.policy import PolicyParams
 from kvwatt_sim.replay.controller import Controller, FixedClock, replay
 from kvwatt_sim.replay.kvwatt_controller import KvwattController
 from kvwatt_sim.replay.models import compiled_model
+from kvwatt_sim.replay.oracle import best_found
 from kvwatt_sim.replay.outcome import Outcome
-from kvwatt_sim.replay.scenario import QUANTILE, Case
+from kvwatt_sim.replay.rivals import RIVALS
+from kvwatt_sim.replay.rivals.hindsight import best_clock, best_fixed
+from kvwatt_sim.replay.scenario import Case
+
+ORACLE_ROUNDS = 600
 
 Policy = Callable[[Case], Outcome]
 
@@ -42,20 +47,11 @@ def kvwatt(case: Case) -> Controller:
     )
 
 
-def best_fixed(case: Case) -> Outcome:
-    """In hindsight: of all clocks the one of least energy that keeps every promise.
-
-    Where none does, the one that keeps most of them.
-    """
-    outcomes = [
-        replay(case.card, case.shape, case.requests, FixedClock(clock), case.until_s)
-        for clock in case.clocks_mhz
-    ]
-    kept = [worst_attainment(case, outcome) for outcome in outcomes]
-    feasible = [outcome for outcome, share in zip(outcomes, kept, strict=True) if share >= QUANTILE]
-    if feasible:
-        return min(feasible, key=lambda outcome: outcome.energy_j)
-    return outcomes[kept.index(max(kept))]
+def best_found_in_hindsight(case: Case) -> Outcome:
+    """The oracle's schedule (see `oracle`), from the best fixed clock; that one where nothing is better."""
+    clock, fixed = best_clock(case)
+    found = best_found(case, [[clock]], ORACLE_ROUNDS)
+    return fixed if found is None else found.outcome
 
 
 def worst_attainment(case: Case, outcome: Outcome) -> float:
@@ -78,4 +74,6 @@ POLICIES: Mapping[str, Policy] = {
     "kvwatt": controlled(kvwatt),
     "max": controlled(lambda _: FixedClock(None)),
     "best-fixed": best_fixed,
+    "best-found": best_found_in_hindsight,
+    **RIVALS,
 }
