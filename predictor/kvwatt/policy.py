@@ -6,47 +6,24 @@ promises, or the KV cache is about to overflow, the answer is the driver's defau
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from kvwatt.budget import Budget
 from kvwatt.compiled import CompiledModel
-from kvwatt.operating import Factors, OperatingPoints, operating_points, tables
+from kvwatt.inputs import Applied, Bounds, PolicyParams
+from kvwatt.operating import OperatingPoints, operating_points, tables
+from kvwatt.present import RequestLengths
 from kvwatt.projection import Projection, project
 from kvwatt.state import Binding, Decision, EngineShape, EngineState, Forecast, Metric, Slo
+from kvwatt.tradeoff import decide_by_request
 from kvwatt.traffic import Traffic
 
 BoolArray = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyParams:
-    """Operator's settings. `reaction_s`: longest time from a burst's arrival to the raised clock."""
-
-    lower_dwell_s: float = 1.0
-    min_gain_ratio: float = 0.01
-    horizon_s: float = 5.0
-    margin: float = 0.05
-    reaction_s: float = 1.0
-    min_exposure_s: float = 3.0
-    min_finished: float = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Calibration of the step-time model, and whether it still holds."""
-
-    factors: Factors = field(default_factory=Factors)
-    drifted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """The clock in force (None: driver default) and since when."""
-
-    clock_mhz: int | None
-    since_s: float
+NO_BUDGET = Budget()
+__all__ = ["Applied", "Bounds", "Budget", "PolicyParams", "decide"]
 
 
 def decide(
@@ -59,11 +36,17 @@ def decide(
     bounds: Bounds,
     params: PolicyParams,
     applied: Applied,
+    budget: Budget = NO_BUDGET,
 ) -> Decision:
     """Choose a clock for one instance. Same inputs, same decision; `now_s` is monotonic seconds."""
     refusal = _refuse(traffic, bounds, params)
     if refusal is not None:
         return _default(now_s, Binding.NONE, refusal)
+    lengths = _by_request(state, traffic)
+    if lengths is not None:
+        return decide_by_request(
+            now_s, state, traffic, lengths, shape, model, slo, bounds, params, applied, budget
+        )
     t = tables(model, state, traffic, shape)
     tbt_quantile = slo.tbt.quantile if slo.tbt is not None else 0.99
     points = operating_points(
@@ -77,6 +60,12 @@ def decide(
     if trajectory.kv_overflow_step(shape) is not None:
         return view.default(Binding.KV, "the KV cache may overflow within the horizon: fastest drain")
     return _choose(view, current, applied, params)
+
+
+def _by_request(state: EngineState, traffic: Traffic) -> RequestLengths | None:
+    """Lengths by request, where requests are known one by one (or nobody is there)."""
+    known = bool(state.requests) or state.running + state.waiting == 0
+    return traffic.lengths if known and isinstance(traffic.lengths, RequestLengths) else None
 
 
 def _refuse(traffic: Traffic, bounds: Bounds, params: PolicyParams) -> str | None:

@@ -1,0 +1,63 @@
+"""What a missed promise may cost: the misses still to spend, and the price of one in joules.
+
+A promise permits (1 - quantile) of the requests to miss. Least energy under such a constraint is the least
+of energy + price x expected misses, the price being the constraint's multiplier. Nobody knows it beforehand:
+it depends on traffic, lengths and GPU. So it is learned as multipliers are, from the constraint itself: it
+rises exponentially where more was missed than planned, and falls where less was,
+
+    price = usual x exp(GAIN x (missed + lost - planned) / (SOFT + SPREAD x seen))
+
+with `lost` the requests inside that would miss even at the top clock, and `planned` the permitted misses
+less a reserve. A price that is wrong by any factor is found within a few misses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kvwatt.attainment import Tally
+from kvwatt.state import Metric, SloTarget
+
+GAIN = 4.0
+SOFT_MISSES = 3.0
+SPREAD = 0.002
+MAX_LOG = 6.0  # the price stays within e^-6 .. e^6 of the usual one
+USUAL_S = 3.0  # seconds of the clocks' whole range of power that a miss is worth to begin with
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Requests seen and misses spent per promise over the operator's window; empty: nothing counted."""
+
+    tallies: Mapping[Metric, Tally] = field(default_factory=dict)
+
+    def standing(self, metric: Metric, target: SloTarget, reserve: float, inside: float) -> Standing:
+        """`inside`: requests that are not judged yet, to come within the window's next moments included."""
+        tally = self.tallies.get(metric, Tally())
+        planned = (1.0 - reserve) * (1.0 - target.quantile)
+        return Standing(tally.seen, tally.missed, planned, inside)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One promise now: what was spent and what may be."""
+
+    seen: float
+    missed: float
+    planned_ratio: float
+    inside: float
+
+    def over(self, lost: float) -> float:
+        """Misses beyond plan, `lost` of those inside included; negative: still to spend."""
+        return self.missed + lost - self.planned_ratio * (self.seen + self.inside)
+
+    def price_j(self, power_range_w: float, lost: float) -> float:
+        """Joules that are spent to avoid one more expected miss; never falls as more were missed."""
+        log_price = GAIN * self.over(lost) / (SOFT_MISSES + SPREAD * self.seen)
+        return USUAL_S * power_range_w * math.exp(min(max(log_price, -MAX_LOG), MAX_LOG))
+
+    def allowance(self, lost: float) -> float:
+        """Expected misses that one decision may add; a tenth of the steady share where all is spent."""
+        return max(-self.over(lost), 0.1 * self.planned_ratio * self.inside)
