@@ -137,6 +137,7 @@ class PolicyConfig(_Section):
     floor_mhz: Megahertz | None = None
     ceiling_mhz: Megahertz | None = None
     switch_latency_s: Seconds = 0.2
+    attainment_window_s: Seconds = 900.0
 
 
 class InstanceConfig(_Section):

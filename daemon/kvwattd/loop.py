@@ -107,7 +107,9 @@ class Daemon:
     def _runtime(self, c: InstanceConfig) -> InstanceRuntime:
         observation = Observation(c.poll_s, c.stale_after_s, c.max_num_batched_tokens)
         tapped = self.config.tap.socket is not None
-        return InstanceRuntime(c, self.slo_for(c), self.params_for(c), observation, self.durations, tapped)
+        run = InstanceRuntime(c, self.slo_for(c), self.params_for(c), observation, self.durations, tapped)
+        run.promises.over(self.config.policy.attainment_window_s)
+        return run
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set; on the way out the guard is told to restore every clock."""

@@ -37,6 +37,15 @@ class Promises:
         self._slo: Slo | None = None
         self._before: EngineSnapshot | None = None
 
+    @property
+    def window_s(self) -> float:
+        return self.attainment.window_s
+
+    def over(self, window_s: float) -> None:
+        """Count over another window from now on."""
+        if window_s != self.window_s:
+            self.attainment = Attainment(window_s)
+
     def restart(self) -> None:
         """Another engine run: its counters start anew. What was promised to clients stays counted."""
         self._before = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvwatt.attainment import within
-from kvwatt.state import Histogram, Metric, Slo
+from kvwatt.state import Histogram, Metric
 from kvwattd.api.schemas import (
     AttainmentView,
     DecisionView,
@@ -18,6 +18,7 @@ from kvwattd.api.schemas import (
     ModelVersionView,
     ModelView,
     OverrideView,
+    ProgressView,
     ProjectionView,
     RefitView,
     RegimeView,
@@ -63,7 +64,7 @@ def instance_view(
         projection=projection_view(run),
         step=step_view(run.observation),
         slo=SloView.of(run.slo),
-        attainment=attainment_views(run.observation, run.slo),
+        attainment=attainment_views(run, now_s),
         latency_bounds={
             metric: LatencyBoundView(factor=c.factor, coverage=c.coverage)
             for metric, c in run.latencies.calibrations.items()
@@ -132,9 +133,9 @@ def step_view(observation: Observation) -> StepView:
     )
 
 
-def attainment_views(observation: Observation, slo: Slo) -> dict[Metric, AttainmentView]:
-    """Attainment since the first page the daemon saw of this engine run."""
-    first, last = observation.first, observation.snapshot
+def attainment_views(run: InstanceRuntime, now_s: float) -> dict[Metric, AttainmentView]:
+    """Attainment since the first page the daemon saw of this engine run, and over the operator's window."""
+    slo, first, last = run.slo, run.observation.first, run.observation.snapshot
     if first is None or last is None:
         return {}
     pairs = (
@@ -142,13 +143,21 @@ def attainment_views(observation: Observation, slo: Slo) -> dict[Metric, Attainm
         (Metric.TBT, slo.tbt, first.tbt_s, last.tbt_s),
         (Metric.E2E, slo.e2e, first.e2e_s, last.e2e_s),
     )
-    out = {}
+    out, budget = {}, run.promises.budget(now_s, slo)
     for metric, target, before, after in pairs:
         if target is None:
             continue
         kept = within(_since(after, before), target.limit_s)
         out[metric] = AttainmentView(
-            limit_s=target.limit_s, quantile=target.quantile, met=kept.met, total=kept.total, ratio=kept.ratio
+            limit_s=target.limit_s,
+            quantile=target.quantile,
+            met=kept.met,
+            total=kept.total,
+            ratio=kept.ratio,
+            window_s=run.promises.window_s,
+            window_total=budget[metric].seen,
+            window_missed=budget[metric].missed,
+            window_permitted=budget[metric].permitted,
         )
     return out
 
@@ -180,6 +189,20 @@ def tap_view(seen: Observation, now_s: float) -> TapView:
         lost_total=tap.lost,
         step_s=tap.step_s,
         unused=tap.fault(),
+        period_s=tap.period_s,
+        progress=progress_view(seen),
+    )
+
+
+def progress_view(seen: Observation) -> ProgressView:
+    progress, unused = seen.tap.progress, seen.tap.fault() or seen.tap.progress.fault()
+    return ProgressView(
+        used=unused is None,
+        unused=unused,
+        matched_total=progress.score.matched,
+        unmatched_total=progress.score.unmatched,
+        vanished_total=progress.score.vanished,
+        error_tokens=progress.score.error_tokens,
     )
 
 

@@ -35,7 +35,15 @@ from kvwattd.api.schemas.models import (
     RefitView,
     RollbackRequest,
 )
-from kvwattd.api.schemas.observed import GpuView, ProjectionView, RegimeView, StepView, TapView, TelemetryView
+from kvwattd.api.schemas.observed import (
+    GpuView,
+    ProgressView,
+    ProjectionView,
+    RegimeView,
+    StepView,
+    TapView,
+    TelemetryView,
+)
 from kvwattd.api.schemas.promises import AttainmentView, LatencyBoundView, SloTargetView, SloView
 from kvwattd.api.schemas.service import (
     BuildView,
@@ -74,6 +82,7 @@ __all__ = [
     "OverrideRequest",
     "OverrideView",
     "ProblemView",
+    "ProgressView",
     "ProjectionView",
     "ReadyView",
     "RefitOutcome",

@@ -17,7 +17,7 @@ ESTIMATE_BASELINE = "driver default clocks, from the energy model"
 
 
 class SavingsView(View):
-    """Energy saved: an estimate, always with its baseline. `low` and `high` bound it where known."""
+    """Energy saved: an estimate, always with its baseline."""
 
     estimate: Literal[True] = True
     baseline: str = ESTIMATE_BASELINE
@@ -25,8 +25,6 @@ class SavingsView(View):
     actual_j: float = 0.0
     saved_j: float = 0.0
     saved_ratio: float | None = None
-    low_ratio: float | None = None
-    high_ratio: float | None = None
 
 
 class ForecastView(View):

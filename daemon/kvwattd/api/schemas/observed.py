@@ -51,6 +51,17 @@ class StepView(View):
     regimes: dict[str, RegimeView] = Field(default_factory=dict)
 
 
+class ProgressView(View):
+    """Running requests as reconstructed from the tap's records."""
+
+    used: bool = Field(False, description="whether decisions see requests one by one")
+    unused: str | None = Field(None, description="why they see only sums; null while they see requests")
+    matched_total: int = Field(0, description="finished requests that were known")
+    unmatched_total: int = Field(0, description="finished requests that were not seen to start")
+    vanished_total: int = Field(0, description="known requests that ended untold, mostly aborted")
+    error_tokens: float = Field(0.0, description="tokens by which finished requests were off, recent mean")
+
+
 class TapView(View):
     """The plugin inside vLLM: what it sent, and why it is not relied on, if so."""
 
@@ -59,6 +70,8 @@ class TapView(View):
     lost_total: int = Field(0, description="records that the sender numbered and that never came")
     step_s: float | None = Field(None, description="time of the newest step that gave tokens")
     unused: str | None = Field(None, description="why the poll is used instead; null while the tap is used")
+    period_s: float | None = Field(None, description="about the longest recent step: so late is a burst seen")
+    progress: ProgressView = ProgressView()
 
 
 class TelemetryView(View):

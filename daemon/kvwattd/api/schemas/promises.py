@@ -49,6 +49,10 @@ class AttainmentView(View):
     met: float = Field(description="requests within the limit")
     total: float = Field(description="requests observed")
     ratio: float | None = Field(description="met / total; null before the first request")
+    window_s: float = Field(0.0, description="the window of the three below, which decisions go by")
+    window_total: float = Field(0.0, description="requests judged within the window")
+    window_missed: float = Field(0.0, description="of these, requests beyond the limit")
+    window_permitted: float = Field(0.0, description="misses that the quantile permits of as many")
 
 
 class LatencyBoundView(View):

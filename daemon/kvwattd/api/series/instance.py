@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
-from kvwattd.api.schemas import AttainmentView, InstanceView, ModelState, RefitOutcome, SavingsView
+from kvwattd.api.schemas import (
+    AttainmentView,
+    InstanceView,
+    ModelState,
+    ProgressView,
+    RefitOutcome,
+    SavingsView,
+)
 from kvwattd.api.series.base import Samples, Series, count, one, states
 from kvwattd.regime import Regime
 
@@ -24,6 +31,14 @@ def _saved(name: str, help_: str, value: Callable[[SavingsView], float | None]) 
         return [((view.savings.baseline,), value(view.savings))] if view.savings else []
 
     return Series(name, help_, samples, ("baseline",))
+
+
+def _ends(progress: ProgressView) -> Samples:
+    return [
+        (("matched",), progress.matched_total),
+        (("unmatched",), progress.unmatched_total),
+        (("vanished",), progress.vanished_total),
+    ]
 
 
 INSTANCE_SERIES: tuple[Series[InstanceView], ...] = (
@@ -151,6 +166,17 @@ INSTANCE_SERIES: tuple[Series[InstanceView], ...] = (
     _slo("kvwatt_slo_requests", "Requests observed.", lambda a: a.total, counter=True),
     _slo("kvwatt_slo_requests_met", "Requests within the limit.", lambda a: a.met, counter=True),
     _slo("kvwatt_slo_attainment_ratio", "Share of requests within the limit, 0 to 1.", lambda a: a.ratio),
+    _slo(
+        "kvwatt_slo_window_requests",
+        "Requests judged within the operator's window.",
+        lambda a: a.window_total,
+    ),
+    _slo("kvwatt_slo_window_missed", "Of these, requests beyond the limit.", lambda a: a.window_missed),
+    _slo(
+        "kvwatt_slo_window_permitted",
+        "Misses that the promise permits of as many requests.",
+        lambda a: a.window_permitted,
+    ),
     one(
         "kvwatt_telemetry_age_seconds",
         "Age of the newest accepted scrape, in seconds.",
@@ -177,6 +203,23 @@ INSTANCE_SERIES: tuple[Series[InstanceView], ...] = (
         "kvwatt_tap_lost_records",
         "Engine steps that it told of in vain.",
         lambda v: v.telemetry.tap.lost_total if v.telemetry.tap else None,
+    ),
+    one(
+        "kvwatt_tap_requests_known",
+        "1 when decisions see running requests one by one, 0 when they see sums.",
+        lambda v: v.telemetry.tap.progress.used if v.telemetry.tap else None,
+    ),
+    one(
+        "kvwatt_tap_request_error_tokens",
+        "Tokens by which the progress of finished requests was off, recent mean.",
+        lambda v: v.telemetry.tap.progress.error_tokens if v.telemetry.tap else None,
+    ),
+    Series(
+        "kvwatt_tap_requests",
+        "Requests that ended, by how: matched as known, unmatched, or vanished untold.",
+        lambda v: _ends(v.telemetry.tap.progress) if v.telemetry.tap else [],
+        ("end",),
+        counter=True,
     ),
     count("kvwatt_telemetry_polls", "Scrapes of the server tried.", lambda v: v.telemetry.polls_total),
     Series(
