@@ -86,10 +86,10 @@ class CPlant(ctypes.Structure):
         *_all(_IS, "prompt total"),
         *_all(_IS, f"phase {_COUNTS} {_LINKS}"),
         *_all(_DS, "scheduled_s first_s last_s"),
-        *_all(_IS, "finish_order by_remainder ring_head ring_tail chunks gaps"),
+        *_all(_IS, "first_order finish_order by_remainder ring_head ring_tail chunks gaps"),
         *_all(_I, "following running waiting members decode_steps offset_sum free_blocks in_flight n_chunks"),
         *_all(_List, "batch queue prefilling"),
-        *_all(_I, "steps computed_tokens generation_tokens prompt_tokens preemptions finished"),
+        *_all(_I, "steps computed_tokens generation_tokens prompt_tokens preemptions started finished"),
         *_all(_I, "planned decode_batch kv_tokens prefill_tokens"),
         *_all(_D, "context_tokens start_s left"),
         *_all(_D, "now_s energy_j power_w switch_at_s"),
@@ -119,7 +119,7 @@ class Kernel:
         for name in _COUNTS.split():
             self._own(name, np.zeros(n, dtype=np.int64))
         self._own("phase", np.full(n, COMING, dtype=np.int64))
-        for name in (*_LINKS.split(), "finish_order"):
+        for name in (*_LINKS.split(), "first_order", "finish_order"):
             self._own(name, np.full(n, NONE, dtype=np.int64))
         for name in ("scheduled_s", "first_s", "last_s"):
             self._own(name, np.full(n, -1.0))

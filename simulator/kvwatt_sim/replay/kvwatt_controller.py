@@ -9,6 +9,7 @@ from kvwatt.policy import PolicyParams
 from kvwatt.state import EngineShape, Slo
 from kvwatt_sim.cards import Card
 from kvwatt_sim.replay.plant import VirtualPlant
+from kvwatt_sim.replay.told import Told
 from kvwattd.config import InstanceConfig, Mode
 from kvwattd.durations import Durations
 from kvwattd.instance import InstanceRuntime, ModelSlot
@@ -23,7 +24,8 @@ GPU_PERIOD_TICKS = 3  # GPU readings every third tick, about as live
 class KvwattController:
     """Polls pages and GPU readings and ticks as the daemon does.
 
-    `model` is a trained one, not the plant's laws; true lengths are never seen.
+    `model` is a trained one, not the plant's laws; true lengths are never seen. `tapped`: every request is
+    known one by one, as from the tap; False: aggregates only, as from the metrics page.
     """
 
     card: Card
@@ -34,8 +36,10 @@ class KvwattController:
     poll_s: float = 0.5
     period_s: float = 0.1
     switch_latency_s: float = 0.2
+    tapped: bool = True
     run: InstanceRuntime = field(init=False)
     _ticks: int = field(default=0, init=False)
+    _told: Told = field(default_factory=Told, init=False)
 
     def __post_init__(self) -> None:
         config = InstanceConfig(
@@ -54,11 +58,15 @@ class KvwattController:
     def target(self, now_s: float, plant: VirtualPlant) -> int | None:
         run = self.run
         if self._ticks % round(self.poll_s / self.period_s) == 0:
+            if self.tapped:
+                run.observation.tap.on_record(self._told.record(plant), now_s)
             run.on_page(plant.snapshot())
             steady = now_s - run.applied.since_s > self.poll_s + self.switch_latency_s
             run.observation.calibrate(self.model, run.samples, steady)
         if self._ticks % GPU_PERIOD_TICKS == 0:
             run.on_gpu({UUID: plant.sample(UUID)}, {})
+        if self.tapped:
+            run.observation.on_state(plant.state())
         self._ticks += 1
         before = run.confirmed_mhz
         target = run.tick(now_s, Mode.ACTIVE, None)

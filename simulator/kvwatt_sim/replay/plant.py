@@ -124,10 +124,36 @@ class VirtualPlant:
         """What nobody can know live: the final output length of each of `state().requests`, in order."""
         return tuple(self._arrays["total"][self._kernel.everyone()].tolist())
 
-    def served(self) -> Served:
-        """The requests that finished so far, in that order."""
+    @property
+    def decode_steps(self) -> int:
+        """Steps so far that gave a token to a request after its first."""
+        return int(self._c.decode_steps - self._c.in_flight)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens so far, of unfinished requests too."""
+        return int(self._c.generation_tokens)
+
+    @property
+    def started(self) -> int:
+        """Requests that have their first token."""
+        return int(self._c.started)
+
+    @property
+    def finished(self) -> int:
+        """Requests that have their last token."""
+        return int(self._c.finished)
+
+    def first_tokens(self, since: int) -> tuple[int, list[float]]:
+        """Prompt tokens and TTFT of those that got their first token after the first `since` of them."""
         a = self._arrays
-        who = a["finish_order"][: self._c.finished].copy()
+        who = a["first_order"][since : self._c.started]
+        return int(a["prompt"][who].sum()), (a["first_s"][who] - a["arrival_s"][who]).tolist()
+
+    def served(self, since: int = 0) -> Served:
+        """The requests that finished so far, in that order, less the first `since` of them."""
+        a = self._arrays
+        who = a["finish_order"][since : self._c.finished].copy()
         names = ("arrival_s", "prompt", "generated", "scheduled_s", "first_s", "last_s", "preempted")
         return Served(who, *(a[name][who] for name in names))
 

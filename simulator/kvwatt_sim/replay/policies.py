@@ -36,7 +36,7 @@ def controlled(factory: Callable[[Case], Controller]) -> Policy:
     return run
 
 
-def kvwatt(case: Case) -> Controller:
+def kvwatt(case: Case, tapped: bool = True) -> Controller:
     """kvwatt with its usual settings and a model trained on the plant's profile."""
     return KvwattController(
         case.card,
@@ -44,6 +44,7 @@ def kvwatt(case: Case) -> Controller:
         compiled_model(case.card, case.clocks_mhz, case.shape),
         case.promises.slo,
         PolicyParams(reaction_s=0.8),
+        tapped=tapped,
     )
 
 
@@ -72,6 +73,7 @@ def policy(name: str) -> Policy:
 
 POLICIES: Mapping[str, Policy] = {
     "kvwatt": controlled(kvwatt),
+    "kvwatt-poll": controlled(lambda case: kvwatt(case, tapped=False)),
     "max": controlled(lambda _: FixedClock(None)),
     "best-fixed": best_fixed,
     "best-found": best_found_in_hindsight,

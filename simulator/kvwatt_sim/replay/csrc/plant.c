@@ -16,6 +16,7 @@ void kvr_observe(kvr_meter *meter, double value, double times)
 
 void kvr_first_token(kvr_plant *plant, int64_t r)
 {
+    plant->first_order[plant->started++] = r;
     kvr_observe(&plant->ttft, plant->now_s - plant->arrival_s[r], 1.0);
 }
 

@@ -56,14 +56,14 @@ typedef struct {
     int64_t *p_next, *p_prev; /* among those with prompt left */
     int64_t *f_next, *f_prev; /* among those that finish at the same decode step */
     double *scheduled_s, *first_s, *last_s;
-    int64_t *finish_order;
+    int64_t *first_order, *finish_order;
     /* scratch */
     int64_t *by_remainder, *ring_head, *ring_tail, *chunks;
     int64_t *gaps;
     /* engine */
     int64_t following, running, waiting, members, decode_steps, offset_sum, free_blocks, in_flight, n_chunks;
     kvr_list batch, queue, prefilling;
-    int64_t steps, computed_tokens, generation_tokens, prompt_tokens, preemptions, finished;
+    int64_t steps, computed_tokens, generation_tokens, prompt_tokens, preemptions, started, finished;
     /* the step in progress */
     int64_t planned, decode_batch, kv_tokens, prefill_tokens;
     double context_tokens, start_s, left;
