@@ -35,11 +35,15 @@ class SloTarget:
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """The promises of one instance. A metric without a target is not promised."""
+    """The promises of one instance. A metric without a target is not promised.
+
+    `itl`: of single gaps between tokens, over all requests; the others are per request.
+    """
 
     ttft: SloTarget | None = None
     tbt: SloTarget | None = None
     e2e: SloTarget | None = None
+    itl: SloTarget | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,10 +50,14 @@ class ScenarioError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Promises:
-    """Limits of one preset: `slo` per request, `itl_s` per gap between tokens where promised."""
+    """Limits of one preset."""
 
     slo: Slo
-    itl_s: float | None = None
+
+    @property
+    def itl_s(self) -> float | None:
+        """Limit of single gaps between tokens, where promised."""
+        return self.slo.itl.limit_s if self.slo.itl is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +163,8 @@ def promises(card: Card, preset: str, trace: tuple[TraceRequest, ...]) -> Promis
     if preset == "paper":
         return Promises(Slo(SloTarget(2.0 * own.ttft_s), SloTarget(0.2), SloTarget(own.e2e_s)))
     paper = capacity(card, shape_for(card, "paper"), trace)
-    return Promises(Slo(SloTarget(own.ttft_s), SloTarget(0.1), SloTarget(paper.e2e_s / 2.0)), itl_s=0.1)
+    e2e = SloTarget(paper.e2e_s / 2.0)
+    return Promises(Slo(SloTarget(own.ttft_s), SloTarget(0.1), e2e, itl=SloTarget(0.1)))
 
 
 @dataclass(frozen=True, slots=True)
