@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from kvwatt.compiled import CompiledModel
-from kvwatt.policy import Applied, PolicyParams, decide
+from kvwatt.policy import NO_BUDGET, Applied, Budget, PolicyParams, decide
 from kvwatt.state import Binding, Decision, EngineShape, EngineSnapshot, GpuSample, Slo
 from kvwattd.config import InstanceConfig, Mode
 from kvwattd.durations import Durations
@@ -86,6 +86,8 @@ class InstanceRuntime:
     _actuation_fault: tuple[str, float] | None = None  # with the moment of the next try
     _refusals: int = 0
     _trusted_since_s: float = 0.0
+    _budget: Budget = NO_BUDGET
+    _params: tuple[PolicyParams, float, PolicyParams] | None = None
     _decided: tuple[tuple[object, ...], Decision] | None = None
 
     @property
@@ -135,6 +137,7 @@ class InstanceRuntime:
         forecast = (self.last.chosen or self.last.at_default) if self.last is not None else None
         self.latencies.on_page(page, forecast, self.slo)
         self.promises.on_page(page, self.slo, self.observation.judged)
+        self._budget = Budget(self.promises.budget(page.observed_s, self.slo))
 
     def on_gpu_error(self, reason: str) -> None:
         self.gpu_fault = reason
@@ -248,16 +251,24 @@ class InstanceRuntime:
         if snapshot.asleep:
             return self._default(now_s, "the engine sleeps")
         bounds = self.observation.bounds(compiled)
-        inputs = (snapshot, state, seen, compiled, self.slo, bounds, self.applied)
+        params = self._params_now()
+        inputs = (snapshot, state, seen, compiled, self.slo, bounds, params, self.applied, self._budget)
         decision = self._standing_decision(inputs, now_s)
         if decision is None:
             started = perf_counter()
             decision = decide(
-                now_s, state, seen, shape, compiled, self.slo, bounds, self.params, self.applied
+                now_s, state, seen, shape, compiled, self.slo, bounds, params, self.applied, self._budget
             )
             self.durations.observe(perf_counter() - started)
             self._decided = (inputs, decision)
         return self._never_lower_on_doubt(decision, now_s)
+
+    def _params_now(self) -> PolicyParams:
+        """The settings, with the reaction of what is watched: a tap sees a burst earlier than polls do."""
+        reaction_s = self.params.reaction_s - self.config.poll_s + self.observation.delay_s()
+        if self._params is None or self._params[0] is not self.params or self._params[1] != reaction_s:
+            self._params = (self.params, reaction_s, replace(self.params, reaction_s=reaction_s))
+        return self._params[2]
 
     def _standing_decision(self, inputs: tuple[object, ...], now_s: float) -> Decision | None:
         """The last decision where nothing it depends on has changed.

@@ -7,6 +7,7 @@ models, age) and folded into what is learned. Idle stretches teach nothing about
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import numpy as np
 
 from kvwatt.calibration import RegimeCalibration
 from kvwatt.compiled import CompiledModel
+from kvwatt.length_classes import FinishedRequest
 from kvwatt.lengths import LengthModel
 from kvwatt.operating import Factors
 from kvwatt.policy import Bounds
@@ -23,9 +25,10 @@ from kvwatt.residual import MIN_ITERATIONS, expected_itl_s, expected_steps_s
 from kvwatt.state import EngineSnapshot, EngineState, GpuSample, Histogram, RequestState, Slo
 from kvwatt.traffic import Interval, Traffic, TrafficEstimator, aged, kv_capacity_tokens
 from kvwattd.progress import Progress
-from kvwattd.promises import Judged
+from kvwattd.promises import ENDED, Judged
 from kvwattd.tap_stream import TapState, TapStep, TapStream, length_histograms
 from kvwattd.telemetry.vllm_metrics import counters_reset
+from kvwattd.vllm_plugin.wire import Finished
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ TOLERATED_UNTIL_STALE = frozenset({"timeout"})
 KV_FULL = 0.9
 CALIBRATION_SPAN_S = 2.0
 MIN_CHUNK_TOKENS = 16.0
+DELAY_GRAIN_S = 0.05
 # A page may be a step newer than the tap: requests told one by one may be off by so much of what is inside.
 MOST_OFF, MOST_OFF_REQUESTS = 0.05, 1.0
 
@@ -127,6 +131,8 @@ class Observation:
         trusted = self.tap.fault() is None
         self._steps = steps if trusted else []
         self.judged = Judged(waits_s, finished) if trusted else None
+        if trusted:
+            self.estimator.learn_requests([_learned(item) for item in finished])
         self.interval = self.estimator.update(snapshot, length_histograms(finished) if trusted else None)
         self.snapshot = snapshot
         self.progress.on_page(snapshot)
@@ -283,6 +289,15 @@ class Observation:
             return seen
         return replace(seen, unstarted=float(state.waiting), oldest_wait_s=max(seen.oldest_wait_s, age_s))
 
+    def delay_s(self) -> float:
+        """How long after it happened something is seen at worst: a step of a tapped engine, else a poll."""
+        page, told = self.snapshot, self._told
+        if page is not None and told is not None and told.observed_s >= page.observed_s:
+            return 0.0
+        if self.tap.fault() is not None or self.tap.period_s is None:
+            return self._poll_s
+        return min(math.ceil(self.tap.period_s / DELAY_GRAIN_S) * DELAY_GRAIN_S, self._poll_s)
+
     def age_s(self, now_s: float) -> float | None:
         return now_s - self.snapshot.observed_s if self.snapshot is not None else None
 
@@ -303,6 +318,12 @@ class Observation:
         age_s = self.age_s(now_s)
         late = age_s is None or age_s > 2 * self._poll_s
         return late or self._failing is not None or self.progress.stalled
+
+
+def _learned(item: Finished) -> FinishedRequest:
+    return FinishedRequest(
+        item.prompt_tokens, item.output_tokens, item.max_tokens, aborted=item.reason >= ENDED
+    )
 
 
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
