@@ -32,6 +32,12 @@ def _no_bool(value: object) -> object:
     return value
 
 
+def _no_text(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError("Input should be a number, not text")
+    return _no_bool(value)
+
+
 def _socket_path(value: Path) -> Path:
     if not value.is_absolute() or len(os.fsencode(value)) > LONGEST_SOCKET_PATH:
         raise ValueError(f"must be an absolute path of at most {LONGEST_SOCKET_PATH} bytes")
@@ -69,16 +75,19 @@ def _gpu(value: object) -> object:
     return text
 
 
+# Last, so that it comes first and the limits before it still stand in the JSON schema.
 _NUMBER = BeforeValidator(_no_bool)
-Seconds = Annotated[float, _NUMBER, Field(gt=0, le=86_400, allow_inf_nan=False)]
-SecondsOrNever = Annotated[float, _NUMBER, Field(ge=0, le=86_400, allow_inf_nan=False)]
-Ratio = Annotated[float, _NUMBER, Field(ge=0, lt=1, allow_inf_nan=False)]
-Quantile = Annotated[float, _NUMBER, Field(gt=0, lt=1, allow_inf_nan=False)]
-Megahertz = Annotated[int, _NUMBER, Field(gt=0, le=10_000)]
-Port = Annotated[int, _NUMBER, Field(ge=0, le=65_535)]
-Count = Annotated[int, _NUMBER, Field(ge=1, le=1_000_000)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False), _NUMBER]
+SecondsOrNever = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False), _NUMBER]
+Ratio = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _NUMBER]
+Quantile = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False), _NUMBER]
+Megahertz = Annotated[int, Field(gt=0, le=10_000), _NUMBER]
+Port = Annotated[int, Field(ge=0, le=65_535), _NUMBER]
+Ordinal = Annotated[int, Field(ge=0, le=1_000_000), _NUMBER]
+Count = Annotated[int, Field(ge=1, le=1_000_000), _NUMBER]
 GpuName = Annotated[str, BeforeValidator(_gpu)]
 InstanceName = Annotated[str, AfterValidator(_name)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
+JSON_NUMBER = BeforeValidator(_no_text)  # JSON has numbers; the environment has only text
 SocketPath = Annotated[Path, AfterValidator(_socket_path)]
 FileMode = Annotated[str, Field(pattern=r"^0[0-7]{3}$")]

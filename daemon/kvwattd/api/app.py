@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
-from kvwattd.api.auth import Access, may_control, may_read, may_write
+from kvwattd.api.auth import Access, known_query, may_control, may_read, may_write
 from kvwattd.api.limits import BodyLimit
 from kvwattd.api.ports import ControlPlane, UnknownInstance
 from kvwattd.api.problems import install
@@ -60,12 +60,14 @@ def create_app(plane: ControlPlane, access: Access) -> FastAPI:
     app.state.access = access
     install(app)
     app.add_middleware(BodyLimit)
-    read, control, write = [Depends(may_read)], [Depends(may_control)], [Depends(may_write)]
+    read, control, write = (
+        [Depends(may), Depends(known_query)] for may in (may_read, may_control, may_write)
+    )
     app.include_router(_reads(plane), prefix="/api/v1", dependencies=read, responses=_READ_ERRORS)
     app.include_router(_audited(access), prefix="/api/v1", dependencies=control, responses=_READ_ERRORS)
     app.include_router(writes(plane), prefix="/api/v1", dependencies=write, responses=_WRITE_ERRORS)
     app.include_router(_probes(plane))
-    app.include_router(_metrics(plane), dependencies=read, responses=_READ_ERRORS)
+    app.include_router(_metrics(plane), dependencies=[Depends(may_read)], responses=_READ_ERRORS)
     return app
 
 

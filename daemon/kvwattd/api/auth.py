@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from kvwattd.api.limits import RateLimit
@@ -75,6 +76,16 @@ async def may_write(request: Request, presented: Presented) -> None:
                 "fewer of them: api.writes_per_minute",
                 {"Retry-After": str(math.ceil(wait_s))},
             )
+
+
+async def known_query(request: Request) -> None:
+    """Dependency of every call: a query parameter that means nothing here is refused, not ignored."""
+    known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
+    unknown = sorted(set(request.query_params) - known)
+    if unknown:
+        told = f"Input should be one of: {', '.join(sorted(known)) or 'no parameter'}"
+        error = {"type": "extra_forbidden", "loc": ("query", unknown[0]), "msg": told, "input": unknown[0]}
+        raise RequestValidationError([error])
 
 
 def _from_here(request: Request) -> bool:

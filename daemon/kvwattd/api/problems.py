@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from kvwattd.api.ports import Rejected, UnknownInstance
 from kvwattd.api.schemas import ProblemView
@@ -84,8 +85,18 @@ def response_to(error: Exception) -> JSONResponse:
     return problem(500, "Internal error", "the daemon failed to answer; its log has the reason")
 
 
-async def _handle(_: Request, error: Exception) -> JSONResponse:
-    return response_to(error)
+async def _handle(request: Request, error: Exception) -> JSONResponse:
+    response = response_to(error)
+    if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return response
+
+
+def _methods(request: Request) -> set[str]:
+    """All that the path knows; the router tells only those of the first route that fits."""
+    paths = request.app.openapi()["paths"]
+    fitting = [item for path, item in paths.items() if compile_path(path)[0].match(request.url.path)]
+    return {method.upper() for item in fitting for method in item}
 
 
 def install(app: FastAPI) -> None:

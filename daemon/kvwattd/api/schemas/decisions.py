@@ -9,7 +9,7 @@ from pydantic import Field
 from kvwatt.state import Binding, Decision, Forecast
 from kvwattd.api.schemas.base import View, finite
 from kvwattd.config import Mode
-from kvwattd.config_values import Megahertz, Seconds
+from kvwattd.config_values import JSON_NUMBER, Megahertz
 from kvwattd.regime import Regime
 
 OVERRIDE_MAX_S = 3600.0
@@ -88,8 +88,8 @@ class DecisionView(View):
 class OverrideRequest(View):
     """A clock by hand for a limited time; `clock_mhz` null holds driver default."""
 
-    clock_mhz: Megahertz | None
-    duration_s: Annotated[Seconds, Field(le=OVERRIDE_MAX_S)]
+    clock_mhz: Annotated[Megahertz, JSON_NUMBER] | None
+    duration_s: Annotated[float, Field(gt=0, le=OVERRIDE_MAX_S, allow_inf_nan=False), JSON_NUMBER]
 
 
 class OverrideView(View):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kvwattd.api.schemas.base import View
+from kvwattd.config_values import JSON_NUMBER, Ordinal
 
 ModelState = Literal["ready", "missing", "learning", "refused"]
 RefitOutcome = Literal["promoted", "kept", "too_few", "failed"]
@@ -51,7 +52,7 @@ class ModelVersionsView(View):
 class RollbackRequest(View):
     """Back to a version; null is the one before that in use. `hold` keeps refits from replacing it."""
 
-    version: Annotated[int, Field(ge=0, strict=True)] | None = None
+    version: Annotated[Ordinal, JSON_NUMBER] | None = None
     hold: Annotated[bool, Field(strict=True)] = True
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field
 
 from kvwatt.state import Slo, SloTarget
 from kvwattd.api.schemas.base import View
-from kvwattd.config_values import Quantile, Seconds
+from kvwattd.config_values import JSON_NUMBER, Quantile, Seconds
 
 
 class SloTargetView(View):
     """At least `quantile` of requests stay within `limit_s`."""
 
-    limit_s: Seconds
-    quantile: Quantile = 0.99
+    limit_s: Annotated[Seconds, JSON_NUMBER]
+    quantile: Annotated[Quantile, JSON_NUMBER] = 0.99
 
 
 class SloView(View):
