@@ -1,4 +1,4 @@
-"""One policy on one case; its result kept in a file so that a stopped run goes on. Part of bench/energy.py."""
+"""One policy on one case; its result is kept, so that a stopped run goes on. Part of bench/energy.py."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def row_of(case: Case, outcome: Outcome) -> Row:
         requests=len(case.requests),
         tokens=outcome.tokens,
         clock_changes=outcome.clock_changes,
-        kept=outcome.attainment(case.promises.slo, case.promises.itl_s),
+        kept=outcome.attainment(case.promises.slo),
     )
 
 

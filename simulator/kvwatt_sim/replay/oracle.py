@@ -21,10 +21,11 @@ from math import ceil, inf
 import numpy as np
 import numpy.typing as npt
 
+from kvwatt.state import Slo
 from kvwatt_sim.replay.gaps import bin_of
 from kvwatt_sim.replay.outcome import Outcome
 from kvwatt_sim.replay.plant import VirtualPlant
-from kvwatt_sim.replay.scenario import QUANTILE, Case, Promises
+from kvwatt_sim.replay.scenario import QUANTILE, Case
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -74,7 +75,7 @@ class Run:
 def run_schedule(case: Case, clocks_mhz: Sequence[int]) -> Run:
     """Serve `case` with one clock per segment; it drains at the last one."""
     plant = VirtualPlant(case.card, case.shape, case.requests)
-    itl_s = case.promises.itl_s
+    itl = case.promises.slo.itl
     energy_j, late_gaps, changes = [0.0], [0], 0
     for segment, clock in enumerate(clocks_mhz):
         if clock != plant.clock_mhz:
@@ -82,14 +83,14 @@ def run_schedule(case: Case, clocks_mhz: Sequence[int]) -> Run:
             changes += 1
         plant.advance(min((segment + 1) * SEGMENT_S, case.until_s))
         energy_j.append(plant.energy_j)
-        if itl_s is not None:
-            late_gaps.append(int(plant.gaps().counts[bin_of(itl_s) + 1 :].sum()))
+        if itl is not None:
+            late_gaps.append(int(plant.gaps().counts[bin_of(itl.limit_s) + 1 :].sum()))
     while not plant.done:
         plant.advance(plant.now_s + DRAIN_STEP_S)
     energy_j[-1] = plant.energy_j
     outcome = plant.outcome(changes)
-    gaps = np.array(late_gaps if itl_s is not None else np.zeros(len(energy_j)), dtype=np.float64)
-    lateness = _lateness(outcome, case.promises)
+    gaps = np.array(late_gaps if itl is not None else np.zeros(len(energy_j)), dtype=np.float64)
+    lateness = _lateness(outcome, case.promises.slo)
     return Run(outcome, np.array(energy_j), gaps, outcome.served.last_s, lateness)
 
 
@@ -163,19 +164,19 @@ class _Descent:
         low, high = (limit * self._unit_j for limit in PRICE_SPAN)
         late = (self._run.lateness > 1.0).sum(axis=0)
         self._price_j = (self._price_j * np.where(late > permitted, PRICE_UP, PRICE_DOWN)).clip(low, high)
-        itl_s = self._case.promises.itl_s
-        if itl_s is not None:
-            over = self._run.outcome.gaps.share_within(itl_s) < QUANTILE
+        itl = self._case.promises.slo.itl
+        if itl is not None:
+            over = self._run.outcome.gaps.share_within(itl.limit_s) < QUANTILE
             self._gap_price_j *= PRICE_UP if over else PRICE_DOWN
 
 
 def _kept(case: Case, outcome: Outcome) -> bool:
-    return min(outcome.attainment(case.promises.slo, case.promises.itl_s).values()) >= QUANTILE
+    return min(outcome.attainment(case.promises.slo).values()) >= QUANTILE
 
 
-def _lateness(outcome: Outcome, promises: Promises) -> Floats:
+def _lateness(outcome: Outcome, slo: Slo) -> Floats:
     """Latency over limit; a request of one token has no time between tokens: 0."""
-    served, slo = outcome.served, promises.slo
+    served = outcome.served
     tbt_s = (served.last_s - served.first_s) / np.maximum(served.output_tokens - 1, 1)
     pairs = (
         (served.first_s - served.arrival_s, slo.ttft),

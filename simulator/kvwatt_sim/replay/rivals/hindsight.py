@@ -39,8 +39,7 @@ class Search:
         if point not in self.tried:
             self.tried[point] = self.serve(point)
         outcome = self.tried[point]
-        promises = self.case.promises
-        kept = min(outcome.attainment(promises.slo, promises.itl_s).values())
+        kept = min(outcome.attainment(self.case.promises.slo).values())
         return (min(kept - QUANTILE, 0.0) * -1.0, outcome.energy_j)
 
     def best(self, points: Iterable[Point]) -> Point:
