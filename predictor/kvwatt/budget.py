@@ -24,7 +24,7 @@ GAIN = 4.0
 SOFT_MISSES = 3.0
 SPREAD = 0.002
 MAX_LOG = 6.0  # the price stays within e^-6 .. e^6 of the usual one
-USUAL_S = 3.0  # seconds of the clocks' whole range of power that a miss is worth to begin with
+USUAL_S = 1.0  # seconds of the clocks' whole range of power that a miss is worth to begin with
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,3 @@ class Standing:
         """Joules that are spent to avoid one more expected miss; never falls as more were missed."""
         log_price = GAIN * self.over(lost) / (SOFT_MISSES + SPREAD * self.seen)
         return USUAL_S * power_range_w * math.exp(min(max(log_price, -MAX_LOG), MAX_LOG))
-
-    def allowance(self, lost: float) -> float:
-        """Expected misses that one decision may add; a tenth of the steady share where all is spent."""
-        return max(-self.over(lost), 0.1 * self.planned_ratio * self.inside)
