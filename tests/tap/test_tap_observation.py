@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tap_records import MODEL, ended, record
 
 from kvwatt.compiled import CompiledModel
 from kvwatt.residual import expected_steps_s
-from kvwatt.state import EngineSnapshot, GpuSample, Histogram, Slo, SloTarget
+from kvwatt.state import EngineShape, EngineSnapshot, GpuSample, Histogram, Slo, SloTarget
 from kvwatt.traffic import kv_capacity_tokens
+from kvwatt_sim.engine import Engine, Request
+from kvwatt_sim.engine_tap import EngineTap
 from kvwattd.observation import Observation
 
 SLO = Slo(tbt=SloTarget(0.1))
@@ -235,3 +239,71 @@ def test_a_tap_cannot_hide_a_server_that_is_gone() -> None:
     for _ in range(100):
         driven.step()
     assert driven.observation.fault(driven.now_s) is not None
+
+
+def tapped_engine() -> tuple[Observation, Engine, dict[str, Request]]:
+    """A simulated engine beside an observation that polls it twice a second and hears its tap."""
+    engine = Engine(EngineShape(16, 2001, 64, 2048))
+    requests = {f"r{i}": Request(f"r{i}", 0.3 * i, 100 + 37 * i, 60 + 11 * i, 400) for i in range(30)}
+    observation = Observation(0.5, 1.5)
+    tap = EngineTap(engine, requests.__getitem__, MODEL, every_token=True)
+    now_s, polled_s, tokens = 0.0, -1.0, 0
+    pending = list(requests.values())
+    while pending or engine.running > 8:
+        while pending and pending[0].arrival_s <= now_s:
+            engine.add(pending.pop(0))
+        plan = engine.schedule(now_s)
+        if plan is None:
+            now_s += 0.01
+            continue
+        now_s += 0.03
+        told = tap.record(plan, engine.complete(plan, now_s), now_s)
+        tokens = told.generation_tokens_total
+        observation.tap.on_record(told, now_s)
+        if now_s - polled_s >= 0.5:
+            polled_s = now_s
+            newest = replace(page(now_s, 0, []), running=engine.running, waiting=engine.waiting)
+            observation.on_page(
+                replace(newest, kv_usage=engine.kv_usage, generation_tokens_total=float(tokens))
+            )
+    return observation, engine, requests
+
+
+def test_the_decision_sees_every_request_that_the_tap_tells() -> None:
+    """Arrivals, tokens and prompts as the engine has them; with distrust of the tap, sums only."""
+    observation, engine, _ = tapped_engine()
+    state = observation.state()
+    assert state is not None
+    truth = [s for _, s in engine.requests()]
+    assert len(truth) >= 6
+    for name in ("output_tokens", "prompt_tokens"):
+        ours = sorted(getattr(r, name) for r in state.requests)
+        assert ours == sorted(getattr(r, name) for r in truth)
+    ours_s = sorted(r.arrival_s for r in state.requests)
+    assert ours_s == pytest.approx(sorted(r.arrival_s for r in truth), abs=1e-4)
+    newest = observation.snapshot
+    assert newest is not None
+    for later in range(1, 12):
+        more = newest.generation_tokens_total + 1000.0 * later
+        observation.on_page(
+            replace(newest, observed_s=newest.observed_s + 0.5 * later, generation_tokens_total=more)
+        )
+    doubted = observation.state()
+    assert doubted is not None
+    assert observation.source == "poll"
+    assert doubted.requests == ()
+
+
+def test_a_tap_shortens_the_time_until_a_burst_is_seen() -> None:
+    """By polls it is a poll, by a tap about a step, and never longer than a poll."""
+    observation, _, _ = tapped_engine()
+    assert 0.03 <= observation.delay_s() <= 0.1
+    alone = Driven(tapped=False)
+    alone.poll()
+    assert alone.observation.delay_s() == POLL_S
+
+
+def test_single_finished_requests_teach_lengths_by_class() -> None:
+    """What the tap tells of prompts and limits is learned together with the length."""
+    observation, _, requests = tapped_engine()
+    assert 10 <= observation.estimator.by_class.finished < len(requests)
