@@ -55,6 +55,7 @@ class GuardLink:
         self._client: GuardClient | None = None
         self._wishes: dict[str, tuple[Wish, Outcome]] = {}
         self._applied: dict[str, Wish] = {}
+        self._unsure: set[str] = set()  # whose last request failed: what the guard holds for them is unknown
         self._changed = asyncio.Event()
         self._needed = False
         self._patient_until_s = 0.0
@@ -174,14 +175,18 @@ class GuardLink:
     async def _apply(self) -> None:
         for name, (wish, outcome) in list(self._wishes.items()):
             held = self._applied.get(name)
-            if held == wish or (held is None and wish.target_mhz is None):
+            at_default = held is None and name not in self._unsure
+            if held == wish or (at_default and wish.target_mhz is None):
                 continue
             self._sending = name
             try:
                 await self._send(wish)
             except GuardError as error:
+                # A refused clock may leave the one before it: a later wish for default must reach the guard.
                 self._applied.pop(name, None)
-                outcome.on_actuation_error(f"guard: {error}", self._now())
+                self._unsure.add(name)
+                if wish.target_mhz is not None:
+                    outcome.on_actuation_error(f"guard: {error}", self._now())
                 if error.code in CONNECTION_LOST:
                     raise
                 self._count(error)
@@ -189,6 +194,7 @@ class GuardLink:
             finally:
                 self._sending = None
             self._applied[name] = wish
+            self._unsure.discard(name)
             outcome.on_applied(wish.target_mhz, self._now())
 
     async def _send(self, wish: Wish) -> None:
@@ -222,6 +228,7 @@ class GuardLink:
         """Drop the connection; the guard then resets every GPU it set for us."""
         client, self._client = self._client, None
         held, self._applied = self._applied, {}
+        self._unsure.clear()
         self.renewed_s = None
         self.status, self._asked_s = None, float("-inf")
         self.last_error = reason

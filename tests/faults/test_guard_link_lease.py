@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kvwatt_sim import cards
 from kvwatt_sim.nvml.build import build
-from kvwatt_sim.nvml.control import SimGpus, env_for
+from kvwatt_sim.nvml.control import Fault, SimGpus, env_for
 from kvwatt_sim.nvml.spec import demo_uuid
 from kvwattd.guard.spawn import spawn_guard
 from kvwattd.guard_link import GuardLink, Wish
@@ -63,6 +63,29 @@ async def test_after_a_stall_every_instance_gets_its_clock_again(tmp_path: Path)
             await asyncio.gather(running, return_exceptions=True)
             assert await guard.stop() == 0
         await _until(lambda: [gpus.lock_mhz(i) for i in range(2)] == [None, None])
+
+
+async def test_a_refused_clock_does_not_leave_the_one_before_it(tmp_path: Path) -> None:
+    """After a set that failed before it began, a wish for driver default still reaches the GPU."""
+    libs, path, uuid = build(), tmp_path / "gpus", demo_uuid(0)
+    with SimGpus.create(path, [cards.load("l20", 1).gpu_spec(uuid)], libs=libs) as gpus:
+        guard = await spawn_guard(tmp_path / "s", tmp_path / "state.json", [uuid], env=env_for(libs, path))
+        link, told = GuardLink(tmp_path / "s", 2.0, time.monotonic, lambda: True), Told()
+        link.need(True)
+        running = asyncio.create_task(link.run())
+        try:
+            link.wish("a", Wish((uuid,), 900, 1200), told)
+            await _until(lambda: gpus.lock_mhz(0) == (900, 1200))
+            gpus.inject(0, Fault("nvmlDeviceGetMigMode", error="UNKNOWN"))
+            link.wish("a", Wish((uuid,), 900, 1500), told)
+            await _until(lambda: told.errors > 0)
+            assert gpus.lock_mhz(0) == (900, 1200)
+            link.wish("a", Wish((uuid,), 900, None), told)
+            await _until(lambda: gpus.lock_mhz(0) is None)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            assert await guard.stop() == 0
 
 
 async def _until(holds: Callable[[], bool]) -> None:
