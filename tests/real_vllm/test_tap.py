@@ -26,6 +26,7 @@ from kvwatt_sim.cards import load
 from kvwatt_sim.nvml.build import build, env_for
 from kvwatt_sim.nvml.control import SimGpus
 from kvwatt_sim.traces import TraceRequest
+from kvwattd.tap_progress import TapProgress
 from kvwattd.telemetry.tap import TapReceiver
 from kvwattd.telemetry.vllm_metrics import parse
 from kvwattd.vllm_plugin.wire import Record
@@ -147,6 +148,22 @@ def test_step_times_are_those_of_the_steps(recorded: Recorded) -> None:
     means = [r.itl_sum_s / r.decodes / r.step_s for r in calm if r.step_s]
     assert min(means) >= 1.0 - 1e-9
     assert sorted(means)[int(0.9 * len(means))] < 1.01
+
+
+def test_running_requests_are_reconstructed(recorded: Recorded) -> None:
+    """Each request is recognised at its end by its arrival, with the tokens that were counted for it."""
+    progress, faults = TapProgress(), 0
+    for told in recorded.records:
+        progress.on_record(told, told.sent_s)
+        faults += progress.fault() is not None
+        known = progress.requests(0.0, 100.0)
+        if told.running is not None and told.waiting is not None and known:
+            # A request that a stop string or its client ended is inside for a step more.
+            assert abs(len(known) - told.running - told.waiting) <= 1
+    assert faults == 0
+    assert progress.score.matched == len(recorded.asked)
+    assert progress.score.unmatched == progress.score.vanished == 0
+    assert progress.score.error_tokens < 0.5
 
 
 def test_state_and_sender_are_told(recorded: Recorded) -> None:
