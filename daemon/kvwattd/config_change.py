@@ -41,6 +41,7 @@ def change_between(running: Config, wanted: Config) -> ConfigChange:
         raise ConfigError([ConfigProblem(p.key, p.value, f"{p.accepted}; {told}") for p in problems])
     before, after = _settings(running), _settings(wanted)
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    keys = _shortened(keys, running, wanted)
     old = {item.name: item for item in running.instances}
     kept = tuple(item for item in wanted.instances if item.name in old and _same(old[item.name], item))
     names = {item.name for item in kept}
@@ -75,6 +76,13 @@ def _settings(config: Config) -> dict[str, object]:
     for item in config.instances:
         found |= _flat(item.model_dump(mode="json", exclude={"name"}), f"instance[{item.name}].")
     return found
+
+
+def _shortened(keys: list[str], running: Config, wanted: Config) -> list[str]:
+    """One word for an instance that comes or goes, instead of all its keys."""
+    there = {item.name for item in running.instances}, {item.name for item in wanted.instances}
+    whole = [f"instance[{name}]" for name in sorted(there[0] ^ there[1])]
+    return [key for key in keys if not key.startswith(tuple(f"{name}." for name in whole))] + whole
 
 
 def _flat(node: Mapping[str, object], prefix: str) -> dict[str, object]:

@@ -96,7 +96,7 @@ class GuardLink:
     async def released(self, name: str, limit_s: float) -> None:
         """Wait until an instance's GPUs are at driver default; at the limit the guard resets all of ours."""
         until_s = self._now() + limit_s
-        while self._sending == name or _holds(self._applied.get(name)):
+        while self._sending == name or name in self._unsure or _holds(self._applied.get(name)):
             if self._now() >= until_s:
                 await self.close(f"{name} could not be reset in time")
             await asyncio.sleep(0.02)
@@ -135,7 +135,9 @@ class GuardLink:
             await asyncio.sleep(RECONNECT_S)
             return
         try:
-            await asyncio.wait_for(self._changed.wait(), self._pause_s())
+            # Not wait_for: before Python 3.12 it loses a cancellation that meets the event.
+            async with asyncio.timeout(self._pause_s()):
+                await self._changed.wait()
         except TimeoutError:
             return
 

@@ -44,7 +44,6 @@ class Reloader:
     async def reload(self) -> ReloadView:
         """Validate the file and apply it. Raises ConfigError; then nothing has changed."""
         async with self._busy:
-            self._reloads += 1
             try:
                 change = await self._validated()
             except ConfigError as error:
@@ -60,6 +59,7 @@ class Reloader:
         return change
 
     def _refused(self, error: ConfigError) -> None:
+        self._reloads += 1
         self._failures += 1
         errors = [str(problem) for problem in error.problems]
         self._last = ReloadView(ok=False, unix_s=self._unix_s(), errors=errors)
@@ -69,6 +69,7 @@ class Reloader:
         settings = self._daemon.settings.current
         overridden = ["daemon.mode"] if settings.mode is not None else []
         overridden += [f"instance[{name}].slo" for name in settings.slos]
+        self._reloads += 1
         self._loaded_unix_s = self._unix_s()
         self._last = ReloadView(
             ok=True,
