@@ -45,6 +45,7 @@ COMMANDS = {
     "guard": Command("Run the privileged process that alone writes clocks.", "kvwattd.commands.guard:app"),
     "status": Command("Show what a running daemon does.", "kvwattd.commands.status:status"),
     "token": Command("Make a token for the daemon's REST interface.", "kvwattd.commands.token:token"),
+    "replay": Command("Replay a trace or a recording on a simulated plant under any policy."),
     "sim": Command("Make, show, set and break simulated GPUs."),
 }
 

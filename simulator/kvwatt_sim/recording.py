@@ -83,14 +83,25 @@ def _lines(file: Path) -> Iterator[Line]:
 def _check(line: Line) -> None:
     if not 0.0 <= time_of(line) < inf:
         raise ValueError(f"time {time_of(line)} is not a number of seconds since 1970")
-    if isinstance(line, RunLine) and line.version != VERSION:
-        raise ValueError(f"version {line.version}: {VERSION} is accepted")
+    if isinstance(line, RunLine):
+        _check_run(line)
     if isinstance(line, RequestLine):
         _check_request(line)
     if isinstance(line, GpuLine):
         for name in ("power_w", "energy_j"):
             if not 0.0 <= getattr(line, name) < inf:
                 raise ValueError(f"{name} {getattr(line, name)}: a finite number >= 0 is needed")
+
+
+def _check_run(line: RunLine) -> None:
+    if line.version != VERSION:
+        raise ValueError(f"version {line.version}: {VERSION} is accepted")
+    for name in ("gpus", "max_num_seqs", "max_num_batched_tokens", "num_blocks", "block_size"):
+        if not 1 <= getattr(line, name) < _MOST_TOKENS:
+            raise ValueError(f"{name} {getattr(line, name)}: a whole number from 1 is needed")
+    for name, limit_s in line.promised_s.items():
+        if not 0.0 < limit_s < inf:
+            raise ValueError(f"promised_s {name} {limit_s}: a positive number of seconds is needed")
 
 
 def _check_request(line: RequestLine) -> None:

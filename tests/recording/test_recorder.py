@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvwatt.state import EngineShape, GpuSample
+from kvwatt.state import EngineShape, GpuSample, Slo, SloTarget
 from kvwatt_sim.recording import as_trace, load_recording
 from kvwatt_sim.traces import TraceError
 from kvwattd.recording.lines import GpuLine, Line, RequestLine, RunLine, encode
@@ -21,6 +21,7 @@ from kvwattd.vllm_plugin.wire import Finished
 WALL_S = 1_700_000_000.0
 DAY_S = 86_400.0
 SHAPE = EngineShape(16, 1000, 64, 2048)
+SLO = Slo(tbt=SloTarget(0.2))
 
 
 def gpu(index: int) -> GpuInfo:
@@ -38,7 +39,7 @@ def sample(uuid: str, energy_j: float) -> GpuSample:
 def lines_of(instance: str = "a") -> tuple[list[Line], Taking]:
     lines: list[Line] = []
     taking = Taking(instance, lines.append)
-    taking.on_shape(SHAPE, "qwen", (gpu(0), gpu(1)), WALL_S)
+    taking.on_shape(SHAPE, "qwen", (gpu(0), gpu(1)), SLO, WALL_S)
     return lines, taking
 
 
@@ -53,7 +54,7 @@ def test_what_is_taken_is_what_was_served() -> None:
     requests = [line for line in lines if isinstance(line, RequestLine)]
     readings = [line for line in lines if isinstance(line, GpuLine)]
     assert isinstance(lines[0], RunLine)
-    assert lines[0].gpus == 2
+    assert (lines[0].gpus, lines[0].promised_s) == (2, {"tbt": 0.2})
     assert [(r.ttft_s, r.tbt_s, r.e2e_s, r.arrival_s) for r in requests] == [
         (1.0, pytest.approx(0.3), 4.0, WALL_S - 5.0),
         (1.0, None, 4.0, WALL_S - 5.0),
@@ -65,8 +66,8 @@ def test_what_is_taken_is_what_was_served() -> None:
 def test_a_run_line_comes_once_and_when_it_changes() -> None:
     """The same engine is told once; another shape begins another run."""
     lines, taking = lines_of()
-    taking.on_shape(SHAPE, "qwen", (gpu(0), gpu(1)), WALL_S + 1.0)
-    taking.on_shape(EngineShape(16, 500, 64, 2048), "qwen", (gpu(0), gpu(1)), WALL_S + 2.0)
+    taking.on_shape(SHAPE, "qwen", (gpu(0), gpu(1)), SLO, WALL_S + 1.0)
+    taking.on_shape(EngineShape(16, 500, 64, 2048), "qwen", (gpu(0), gpu(1)), SLO, WALL_S + 2.0)
     assert [line.at_s for line in lines if isinstance(line, RunLine)] == [WALL_S, WALL_S + 2.0]
 
 

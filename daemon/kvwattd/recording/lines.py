@@ -22,7 +22,8 @@ FILE_NAME = re.compile(r"kvwatt-\d{4}-\d{2}-\d{2}\.jsonl")
 
 
 class RunLine(msgspec.Struct, frozen=True, tag_field="kind", tag="run"):
-    """`default_mhz`: the clock under load when nothing is locked. `mode`: active, shadow ..."""
+    """`default_mhz`: the clock under load when nothing is locked. `promised_s`: limits of ttft, tbt, e2e and
+    itl, of those that are promised."""
 
     version: int
     at_s: float
@@ -35,6 +36,7 @@ class RunLine(msgspec.Struct, frozen=True, tag_field="kind", tag="run"):
     max_num_batched_tokens: int
     num_blocks: int
     block_size: int
+    promised_s: dict[str, float] = {}
 
 
 class RequestLine(msgspec.Struct, frozen=True, tag_field="kind", tag="request"):

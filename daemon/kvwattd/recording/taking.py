@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from kvwatt.state import EngineShape, GpuSample
+from kvwatt.state import EngineShape, GpuSample, Slo
 from kvwattd.recording.lines import VERSION, GpuLine, Line, RequestLine, RunLine
 from kvwattd.telemetry.gpu import GpuInfo
 from kvwattd.vllm_plugin.wire import Finished
@@ -25,10 +25,10 @@ class Taking:
         self._next_gpu_s = 0.0
 
     def on_shape(
-        self, shape: EngineShape | None, model: str, gpus: tuple[GpuInfo, ...], wall_s: float
+        self, shape: EngineShape | None, model: str, gpus: tuple[GpuInfo, ...], slo: Slo, wall_s: float
     ) -> None:
         """Writes a run line when what serves is first known and when it changes."""
-        key = (shape, model, gpus)
+        key = (shape, model, gpus, slo)
         if shape is None or not gpus or key == self._begun:
             return
         self._begun, self._first_j, self._next_gpu_s = key, {}, 0.0
@@ -45,6 +45,7 @@ class Taking:
                 max_num_batched_tokens=shape.max_num_batched_tokens,
                 num_blocks=shape.num_blocks,
                 block_size=shape.block_size,
+                promised_s=_limits_s(slo),
             )
         )
 
@@ -85,3 +86,8 @@ class Taking:
                 energy_j=sum(s.energy_j - self._first_j[uuid] for uuid, s in samples.items()),
             )
         )
+
+
+def _limits_s(slo: Slo) -> dict[str, float]:
+    targets = {"ttft": slo.ttft, "tbt": slo.tbt, "e2e": slo.e2e, "itl": slo.itl}
+    return {name: target.limit_s for name, target in targets.items() if target is not None}

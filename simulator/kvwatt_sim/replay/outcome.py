@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +87,7 @@ class Outcome:
         found["itl"] = {level: self.gaps.quantile(level) for level in levels}
         return found
 
-    def attainment(self, slo: Slo, itl_limit_s: float | None = None) -> dict[str, float]:
+    def attainment(self, slo: Slo, _itl_s: float | None = None) -> dict[str, float]:
         """Share of requests within each promise, of gaps for ITL; 1 of nothing."""
         values = self.served.latencies()
         targets = {"ttft": slo.ttft, "tbt": slo.tbt, "e2e": slo.e2e}
@@ -96,9 +96,24 @@ class Outcome:
             for name, target in targets.items()
             if target is not None
         }
-        if itl_limit_s is not None:
-            kept["itl"] = self.gaps.share_within(itl_limit_s)
+        if slo.itl is not None:
+            kept["itl"] = self.gaps.share_within(slo.itl.limit_s)
         return kept
+
+
+def merged(outcomes: Sequence[Outcome]) -> Outcome:
+    """Several plants side by side as one: energy, tokens, changes and gaps added up."""
+    names = [item.name for item in fields(Served)]
+    columns = (np.concatenate([getattr(o.served, name) for o in outcomes]) for name in names)
+    return Outcome(
+        energy_j=sum(o.energy_j for o in outcomes),
+        duration_s=max(o.duration_s for o in outcomes),
+        tokens=sum(o.tokens for o in outcomes),
+        clock_changes=sum(o.clock_changes for o in outcomes),
+        steps=sum(o.steps for o in outcomes),
+        served=Served(*columns),
+        gaps=Gaps(np.sum([o.gaps.counts for o in outcomes], axis=0)),
+    )
 
 
 def _quantile(values: Floats, level: float) -> float:

@@ -57,7 +57,7 @@ def best_found_in_hindsight(case: Case) -> Outcome:
 
 def worst_attainment(case: Case, outcome: Outcome) -> float:
     """The share kept of the promise that was kept least."""
-    return min(outcome.attainment(case.promises.slo, case.promises.itl_s).values())
+    return min(outcome.attainment(case.promises.slo).values())
 
 
 def policy(name: str) -> Policy:

@@ -41,6 +41,7 @@ CHUNKS = {"paper": 2048, "strict": 512}
 # The lowest clock at which each card was measured: below, its laws are extrapolated and prove nothing.
 # The H200's laws are assumed; half of its top clock is taken, as with the A100.
 MEASURED_FROM_MHZ = {"l20": 900, "a100": 705, "h200": 990}
+MOST_LOAD = 1.5
 MAX_KEPT = 0.6  # a trace too slow for that is sped up first: seeds must differ
 
 
@@ -88,9 +89,7 @@ def clocks(card: Card) -> tuple[int, ...]:
 
 
 def shape_for(card: Card, preset: str) -> EngineShape:
-    """The engine as `preset` runs it. Raises ScenarioError."""
-    if preset not in PRESETS:
-        raise ScenarioError(f"slo = {preset!r}: one of {', '.join(PRESETS)} is accepted")
+    """The engine as `preset` runs it; a KeyError for no preset."""
     shape = card.engine_shape()
     chunk = CHUNKS[preset]
     return replace(shape, max_num_batched_tokens=chunk, max_num_seqs=min(shape.max_num_seqs, chunk))
@@ -158,7 +157,7 @@ def _top_clock(
 
 
 def promises(card: Card, preset: str, trace: tuple[TraceRequest, ...]) -> Promises:
-    """The limits of `preset` for this plant and trace. Raises ScenarioError."""
+    """The limits of `preset` for this plant and trace."""
     own = capacity(card, shape_for(card, preset), trace)
     if preset == "paper":
         return Promises(Slo(SloTarget(2.0 * own.ttft_s), SloTarget(0.2), SloTarget(own.e2e_s)))
@@ -179,10 +178,19 @@ class Case:
     until_s: float
 
 
+def check(preset: str, load: float) -> None:
+    """Raises ScenarioError for a preset or a load that is not accepted."""
+    if preset not in PRESETS:
+        raise ScenarioError(f"slo = {preset!r}: one of {', '.join(PRESETS)} is accepted")
+    if not 0.0 < load <= MOST_LOAD:
+        raise ScenarioError(
+            f"load = {load!r}: a share of capacity above 0 and at most {MOST_LOAD} is accepted"
+        )
+
+
 def case(card: Card, trace: Sequence[TraceRequest], load: float, preset: str, seed: int) -> Case:
     """`load`: share of the capacity with the preset's chunk size. Raises ScenarioError."""
-    if not 0.0 < load <= 1.5:
-        raise ScenarioError(f"load = {load!r}: a share of capacity above 0 and at most 1.5 is accepted")
+    check(preset, load)
     shape, whole = shape_for(card, preset), fitted(card, trace)
     requests = thin(whole, load * capacity(card, shape, whole).rate_per_s, seed)
     limits = promises(card, preset, whole)
