@@ -84,7 +84,9 @@ class Models:
     async def pause(self, runs: Iterable[InstanceRuntime]) -> None:
         """Wait until it is time to look again."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wanted.wait(), self.pause_s(runs))
+            # Not wait_for: before Python 3.12 it loses a cancellation that meets the event.
+            async with asyncio.timeout(self.pause_s(runs)):
+                await self._wanted.wait()
         self._wanted.clear()
 
     def serving(self, run: InstanceRuntime) -> int | None:

@@ -90,9 +90,11 @@ def test_daemon_unit_has_no_privilege() -> None:
 
 def test_guard_example_is_accepted() -> None:
     """The shipped guard.toml is valid and fits the unit's folders."""
-    options, flags = parse_flags(["--config", str(FOLDER / "guard.toml"), "--reset-recorded"])
-    config = build(with_file(options, flags))
     unit = settings("kvwatt-guard.service")
+    options, flags = parse_flags(["--config", str(FOLDER / "guard.toml"), "--reset-recorded"])
+    values = with_file(options, {**flags, "state_file": unit["ExecStart"][0].split()[-1]})
+    assert values.pop("users") == [unit["Group"][0]]  # no such user here, and none other may ask
+    config = build(values)
     assert options.reset_recorded
     assert str(config.socket.parent) == f"/run/{unit['RuntimeDirectory'][0]}"
     assert str(config.state_file.parent) == f"/var/lib/{unit['StateDirectory'][0]}"

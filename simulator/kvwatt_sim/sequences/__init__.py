@@ -1,0 +1,1 @@
+"""Random sequences of faults against a real guard, the daemon's link to it and simulated GPUs."""
