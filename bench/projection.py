@@ -15,9 +15,10 @@ step, without the clock, the known-length projection is compared too: there the 
 Lengths are learned from the requests that had finished before the decision. The upper bounds are asked
 to hold in 90 % of cases. Hints are the true length times log-normal noise with a 95th percentile of 30 %.
 
-Options of the length model come from forward validation inside the first half of the conversation trace
-(fitted to 40 to 90 % of it, scored on the next tenth); the replay, which learns as it goes, covers that
-half too. That step times need correcting by octave of batch and chunk was seen in its first 20 minutes.
+Options of the length model come from the first halves of both traces (bench/length_choice.py); the replay,
+which learns as it goes, covers that half too. How the lengths are scored, and what chance would do: see
+length_scores.py. That step times need correcting by octave of batch and chunk was seen in its first
+20 minutes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ from kvwatt.traffic import PROMPT_LEVELS, SHORT_LEVELS, DecayingRate, Traffic
 from kvwatt_sim.demo.model import cached_model
 from kvwatt_sim.engine import Engine, Request
 from kvwatt_sim.traces import TraceRequest, at_rate
-from length_scores import TRACES, LengthScore, azure, frozen, online, shuffled
+from length_scores import TRACES, LengthScore, azure, exchanged, frozen, online
+from length_tables import LENGTHS_BAR, chance_of, show_chance, show_lengths
 from projection_replay import (
     CARD,
     CLOCK_MHZ,
@@ -67,6 +69,7 @@ HORIZON_STEPS = 500
 WARM_UP_S, PERIOD_S, SEED = 600.0, 5.0, 3
 HINT_SD = float(np.log(1.3) / 1.645)
 Z90 = 1.2816
+DRAWS = 40  # halves drawn at random
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,18 +288,6 @@ def show_errors(console: Console, load_ratio: float, replay: Replay) -> None:
     console.print(shown)
 
 
-def show_lengths(console: Console, scores: dict[str, LengthScore]) -> None:
-    shown = Table(
-        title="Expected remaining tokens: observed / expected by decile, second half from the first"
-    )
-    for column in ("", *(str(d + 1) for d in range(10)), "worst", "by chance", "all"):
-        shown.add_column(column, justify="left" if not column else "right")
-    for name, score in scores.items():
-        ratios = (f"{ratio:.3f}" for ratio in score.ratios)
-        shown.add_row(name, *ratios, f"{score.worst:.3f}", f"{score.chance:.3f}", f"{score.mean_ratio:.3f}")
-    console.print(shown)
-
-
 def bars_of(replays: dict[float, Replay], scores: dict[str, LengthScore]) -> list[Bar]:
     bars = []
     for ratio, replay in replays.items():
@@ -310,8 +301,11 @@ def bars_of(replays: dict[float, Replay], scores: dict[str, LengthScore]) -> lis
             bars.append(
                 Bar(f"{at} unknown / better mean-length error, {kind}", unknown[part] / best, 0.5, "lower")
             )
-    asked = {name: score for name, score in scores.items() if not name.endswith("random")}
-    return bars + [Bar(f"lengths, {n}: worst decile off", s.worst, 0.05, "lower") for n, s in asked.items()]
+    lengths = [
+        Bar(f"lengths, {name}: worst decile off", score.worst, LENGTHS_BAR, "lower")
+        for name, score in scores.items()
+    ]
+    return bars + lengths
 
 
 def main() -> int:
@@ -334,15 +328,18 @@ def main() -> int:
     kinds: dict[str, Callable[[Sequence[TraceRequest]], LengthScore]] = {
         "frozen": frozen,
         "online": online,
-        "halves drawn at random": shuffled,
     }
     pairs = [(kind, how) for kind in ("conv", "code") for how in kinds]
     scores = {f"{kind} {how}": kinds[how](azure(kind)) for kind, how in track(pairs, transient=True)}
+    draws = DRAWS // 4 if arguments.quick else DRAWS
+    drawn = {kind: exchanged(azure(kind), draws) for kind in track(("conv", "code"), transient=True)}
     show_lengths(console, scores)
+    show_chance(console, scores, drawn)
     bars = bars_of(replays, scores)
     show(bars, "Bars")
     tables = {str(r): {n: e.percent for n, e in b.errors.items()} for r, b in replays.items()}
-    write(arguments.json, bars, errors_percent=tables, ratios={n: s.ratios for n, s in scores.items()})
+    ratios = {name: score.ratios for name, score in scores.items()}
+    write(arguments.json, bars, errors_percent=tables, ratios=ratios, chance=chance_of(scores, drawn))
     return 0
 
 

@@ -18,10 +18,12 @@ import numpy.typing as npt
 from kvwatt.hints import HintTrust
 from kvwatt.length_curves import CELLS, EDGES, LONGEST_TOKENS, Curves, Floats, Ints, curves_of, hazards_of
 from kvwatt.length_drift import DriftDetector
+from kvwatt.length_recent import RecentOptions, corrected
 from kvwatt.length_tree import Classes, Sample, TreeOptions, fit_classes
 from kvwatt.state import RequestState
 
 _HINTS_PER_DOUBLING = 8
+_CORRECT_REQUESTS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +97,18 @@ class ClassLengths:
         memory_requests: float = 10_000.0,
         options: TreeOptions | None = None,
         refit_requests: int = 64,
+        recent: RecentOptions | None = None,
     ) -> None:
         if not (math.isfinite(memory_requests) and memory_requests >= 1):
             raise ValueError(f"memory_requests must be finite and >= 1, got {memory_requests}")
         self.hints = HintTrust()
         self.drift = DriftDetector()
         self._options = options or TreeOptions()
+        self._recent = (recent or RecentOptions()).within(memory_requests)
         self._memory_requests = memory_requests
         self._refit_requests = refit_requests
         self._held = _Columns(int(2 * memory_requests))
-        self._new = 0
+        self._new, self._uncorrected = 0, 0
         self._classes: Classes | None = None
         self._curves = curves_of(np.zeros((1, CELLS)))
         self._hinted: dict[tuple[int, int], int] = {}
@@ -136,9 +140,12 @@ class ClassLengths:
         self._watch([r for r in useful if r.ended])
         self._held.extend(useful)
         self._new += len(useful)
+        self._uncorrected += len(useful)
         due = min(max(self._refit_requests, self.finished // 50), self.finished // 4)
         if self._classes is None or self._new >= due:
             self.refit()
+        elif self._uncorrected >= _CORRECT_REQUESTS:
+            self._correct()
 
     def refit(self) -> None:
         """Fit classes and curves to what is held now."""
@@ -146,7 +153,16 @@ class ClassLengths:
             return
         self._new = 0
         self._classes = fit_classes(self._sample(), self._options)
-        self._curves = self._classes.curves
+        self._correct()
+
+    def _correct(self) -> None:
+        """Classes stay as they are; the newest requests move their curves."""
+        if self._classes is None:
+            return
+        self._uncorrected = 0
+        newest = self._sample(self._recent.reach_requests)
+        row = self._classes.classify(newest.prompt, newest.limit)
+        self._curves = corrected(self._classes.curves, row, newest, self._recent)
         self._hinted = {}
 
     def _watch(self, ended: Sequence[FinishedRequest]) -> None:
@@ -162,9 +178,10 @@ class ClassLengths:
             alive = self._curves.survival(row, tokens) + self._curves.survival(row, tokens - 1.0)
             self.drift.update((1.0 - alive / 2).tolist())
 
-    def _sample(self) -> Sample:
-        prompt, tokens, limit, ended = self._held.columns
-        age = np.arange(self.finished)[::-1]
+    def _sample(self, most: int | None = None) -> Sample:
+        """What is held, or the newest `most` of it."""
+        prompt, tokens, limit, ended = self._held.columns[:, -(most or self.finished) :]
+        age = np.arange(len(prompt))[::-1]
         return Sample(prompt, limit, tokens, ended > 0, np.exp(-age / self._memory_requests))
 
     def rows(self, requests: Requests) -> Ints:

@@ -25,7 +25,7 @@ _ROOT_PRIOR = 0.5  # requests at risk with the pooled constant hazard: rules onl
 class TreeOptions:
     """`caution`: standard deviations of chance that a split must exceed."""
 
-    shrink_requests: float = 5.0
+    shrink_requests: float = 10.0
     min_leaf_requests: float = 40.0
     caution: float = 8.0
     max_leaves: int = 32

@@ -199,9 +199,13 @@ def bound(table: ProfileTable, fit_fold: Callable[[ProfileTable], Predictor]) ->
 
 
 def upper_factor(ratios: Floats, coverage: float = COVERAGE) -> float:
-    """Split-conformal factor: the ceil((n + 1) coverage)-th smallest observed/predicted ratio, >= 1."""
-    known = np.sort(ratios[np.isfinite(ratios)])
+    """Split-conformal factor: the (n + 1) coverage-th smallest observed/predicted ratio, >= 1.
+
+    Of n + 1 exchangeable ratios the new one is as likely to have any rank, so the k-th smallest of the n
+    covers it with probability k / (n + 1). Between two ranks the factor is interpolated, which covers
+    `coverage` itself instead of the next rank's share; where n is too small for it, the largest ratio.
+    """
+    known = ratios[np.isfinite(ratios)]
     if not len(known):
         raise TrainingError("no point was left out of training: the bound cannot be calibrated")
-    rank = min(int(np.ceil((len(known) + 1) * coverage)), len(known))
-    return max(float(known[rank - 1]), 1.0)
+    return max(float(np.quantile(known, coverage, method="weibull")), 1.0)
