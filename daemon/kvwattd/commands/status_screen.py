@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvwattd.api.schemas import InstanceView, StatusView
+from kvwattd.commands.status_alarms import alarms
 from kvwattd.regime import Regime
 
 UNKNOWN = "–"
@@ -16,6 +17,7 @@ _STYLES = {Regime.ACTIVE: "green", Regime.SHADOW: "cyan", Regime.FAILSAFE: "bold
 def screen(status: StatusView) -> Group:
     """Everything on one screen: a line for the daemon, then a block per instance."""
     parts: list[RenderableType] = [headline(status)]
+    parts += [Text(told, style="bold red" if error else "yellow") for told, error in alarms(status)]
     for view in status.instances:
         parts += [Text(), title(view), facts(view)]
     return Group(*parts)
