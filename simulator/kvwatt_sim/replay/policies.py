@@ -36,7 +36,7 @@ def controlled(factory: Callable[[Case], Controller]) -> Policy:
     return run
 
 
-def kvwatt(case: Case, tapped: bool = True) -> Controller:
+def kvwatt(case: Case, tapped: bool = True) -> KvwattController:
     """kvwatt with its usual settings and a model trained on the plant's profile."""
     return KvwattController(
         case.card,

@@ -30,4 +30,4 @@ def _latency(row: Row, name: str) -> str:
         return ""
     if limit_s is None or name not in row["attainment"]:
         return f"{p99_s:.3g}"
-    return f"{p99_s:.3g}/{limit_s:.3g}\n{100 * row['attainment'][name]:.1f} %"
+    return f"{p99_s:.2g}/{limit_s:.2g}\n{100 * row['attainment'][name]:.1f} %"
