@@ -76,14 +76,17 @@ def _reads(plane: ControlPlane) -> APIRouter:
 
     @router.get("/status")
     async def status() -> StatusView:
+        """Everything at once: the daemon, its settings and alarms, and every instance."""
         return plane.status()
 
     @router.get("/instances")
     async def instances() -> list[InstanceView]:
+        """What each engine does, what is asked of its GPUs, and how well its promises are kept."""
         return plane.instances()
 
     @router.get("/instances/{instance}")
     async def instance(instance: str) -> InstanceView:
+        """One engine."""
         views = {view.name: view for view in plane.instances()}
         if instance not in views:
             raise UnknownInstance(instance, views)
@@ -91,6 +94,7 @@ def _reads(plane: ControlPlane) -> APIRouter:
 
     @router.get("/instances/{instance}/model")
     async def model(instance: str) -> ModelView:
+        """The step-time and power model in use, or why there is none."""
         return plane.model(instance)
 
     @router.get("/instances/{instance}/model/versions")
@@ -108,10 +112,12 @@ def _reads(plane: ControlPlane) -> APIRouter:
 
     @router.get("/slos")
     async def slos() -> dict[str, SloView]:
+        """The promises in force, by instance."""
         return plane.slos()
 
     @router.get("/slos/{instance}")
     async def slo(instance: str) -> SloView:
+        """The promises in force of one instance."""
         views = plane.slos()
         if instance not in views:
             raise UnknownInstance(instance, views)
@@ -119,6 +125,7 @@ def _reads(plane: ControlPlane) -> APIRouter:
 
     @router.get("/mode")
     async def mode() -> ModeView:
+        """Off, shadow or active."""
         return plane.mode()
 
     @router.get("/settings")
@@ -150,12 +157,14 @@ def _probes(plane: ControlPlane) -> APIRouter:
 
     @router.get("/healthz", responses={503: {"model": HealthView}})
     async def healthz(response: Response) -> HealthView:
+        """200 while the loop ticks, else 503."""
         view = plane.healthy()
         response.status_code = 200 if view.ok else 503
         return view
 
     @router.get("/readyz", responses={503: {"model": ReadyView}})
     async def readyz(response: Response) -> ReadyView:
+        """200 when every instance is observed and decided for, else 503 with the reasons."""
         view = plane.ready()
         response.status_code = 200 if view.ready else 503
         return view
@@ -169,6 +178,7 @@ def _metrics(plane: ControlPlane) -> APIRouter:
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
+        """Prometheus exposition, OpenMetrics on request."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), media_type=content_type)
 

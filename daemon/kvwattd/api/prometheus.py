@@ -17,6 +17,10 @@ from kvwattd.api.schemas import DurationView, StatusView
 from kvwattd.api.series import GPU_SERIES, INSTANCE_SERIES, STATUS_SERIES, Series
 
 T = TypeVar("T")
+DURATION = (
+    "kvwatt_decision_duration_seconds",
+    "Time to decide for one instance, from projection to clock, in seconds.",
+)
 Labelled = Sequence[tuple[tuple[str, ...], T]]
 
 
@@ -59,8 +63,7 @@ def _render(series: Series[T], names: tuple[str, ...], items: Labelled[T]) -> Me
 def _durations(view: DurationView) -> Metric:
     buckets = [(repr(b), float(n)) for b, n in zip(view.bounds_s, view.cumulative, strict=True)]
     return HistogramMetricFamily(
-        "kvwatt_decision_duration_seconds",
-        "Time to decide for one instance, from projection to clock, in seconds.",
+        *DURATION,
         buckets=[*buckets, ("+Inf", float(view.count))],
         sum_value=view.sum_s,
     )
