@@ -46,6 +46,7 @@ __all__ = [
     "Mode",
     "ModelConfig",
     "PolicyConfig",
+    "RecordConfig",
     "SloConfig",
     "SloTargetConfig",
     "TapConfig",
@@ -113,6 +114,13 @@ class TapConfig(_Section):
     socket: SocketPath | None = None
 
 
+class RecordConfig(_Section):
+    """Where finished requests and GPU readings are kept for `kvwatt replay --record`."""
+
+    dir: Path | None = None
+    max_mb: Count = 1024
+
+
 class SloTargetConfig(_Section):
     """At least `quantile` of requests stay within `limit_s`."""
 
@@ -173,6 +181,7 @@ class Config(BaseSettings):
     guard: GuardConfig = GuardConfig()
     model: ModelConfig = ModelConfig()
     tap: TapConfig = TapConfig()
+    record: RecordConfig = RecordConfig()
     slo: SloConfig = SloConfig()
     policy: PolicyConfig = PolicyConfig()
     instance: Annotated[tuple[InstanceConfig, ...], Field(min_length=1)]

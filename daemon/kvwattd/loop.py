@@ -30,6 +30,7 @@ from kvwattd.learning import Learner, SampleLog
 from kvwattd.model_versions import VersionStore
 from kvwattd.models import Models
 from kvwattd.observation import Observation
+from kvwattd.recording.day import Recording
 from kvwattd.refits import Refits
 from kvwattd.regime import Regime
 from kvwattd.sdnotify import notify
@@ -74,6 +75,7 @@ class Daemon:
         self.refits = Refits(config.model.refit_s, self.stores, self.learners, self.models.wake)
         self.link = GuardLink(config.guard.socket, config.guard.timeout_s, now, self._progressing)
         self.guard_child = GuardChild(config) if config.guard.spawn else None
+        self.recording = Recording(config.record.dir, config.record.max_mb * 1_000_000)
         self.samples = SampleLog(config.daemon.state_dir / "samples")
         self._reader = GpuReader(self._selectors(), GPU_DEADLINE_S)
         self._regrouped = False  # instances came or went: their GPUs are not assigned yet
@@ -113,6 +115,7 @@ class Daemon:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set; on the way out the guard is told to restore every clock."""
+        self.recording.start()
         jobs: list[Awaitable[None]] = [
             self._gpus(),
             self._models(),
@@ -136,6 +139,7 @@ class Daemon:
         finally:
             self._group = None
             self._reader.close()
+            self.recording.close()
             if self.tap is not None:
                 self.tap.close()
 
@@ -242,6 +246,7 @@ class Daemon:
             run.observation.on_error(error.cause, error.detail)
             return
         run.on_page(snapshot, poller.layout)
+        self.recording.on_page(run)
         steady = self.now() - run.applied.since_s > _steady_window_s(run)
         if run.model.compiled is not None:
             run.observation.calibrate(run.model.compiled, run.samples, steady)
@@ -283,6 +288,7 @@ class Daemon:
                 continue
             for run in self.runs.values():
                 run.on_gpu(samples, self._reader.failures)
+                self.recording.on_gpu(run)
             await asyncio.sleep(GPU_PERIOD_S)
 
     async def _assign(self, infos: tuple[GpuInfo, ...]) -> None:

@@ -38,7 +38,9 @@ def replay(
     policies: Annotated[bool, typer.Option("--policies", help="List the policies and stop.")] = False,
     record: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="What if: replay what the daemon recorded (config record_dir)."),
+        typer.Option(
+            metavar="DIR", help="What if: replay what the daemon recorded ([record] in its configuration)."
+        ),
     ] = None,
     what_if: Annotated[
         list[str] | None,
