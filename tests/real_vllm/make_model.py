@@ -1,6 +1,6 @@
 """Write a random-weight Llama (config and byte-level BPE tokenizer) that vLLM serves with dummy weights.
 
-usage: make_model.py OUT_DIR      (needs the `tokenizers` package)
+usage: make_model.py OUT_DIR LAYERS      (needs the `tokenizers` package)
 """
 
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-LAYERS = 2
 HIDDEN = 128
 VOCABULARY = 32_000  # more than the tokenizer's: the load generator sends token ids, as of a common model
 MAX_POSITIONS = 8192
@@ -29,7 +28,7 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def main(out: Path) -> None:
+def main(out: Path, layers: int) -> None:
     """Write the three files that vLLM needs."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer().save(str(out / "tokenizer.json"))
@@ -47,7 +46,7 @@ def main(out: Path) -> None:
         "vocab_size": VOCABULARY,
         "hidden_size": HIDDEN,
         "intermediate_size": 2 * HIDDEN,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": HIDDEN // 4,
@@ -65,4 +64,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

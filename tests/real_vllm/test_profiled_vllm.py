@@ -2,160 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-from load_phases import Phase, requests
-from vllm_server import (
-    CARD,
-    MAX_BATCHED_TOKENS,
-    MAX_NUM_SEQS,
-    VllmServer,
-    make_model,
-    running,
-    vllm_python,
-)
-
-from kvwatt import artifact
-from kvwatt.compiled import CompiledModel, compile_model
-from kvwatt.profiles import parse_csv
-from kvwatt.state import EngineShape, EngineSnapshot
-from kvwatt.traffic import interval, kv_used_tokens
-from kvwatt_sim.cards import load
-from kvwatt_sim.loadgen import LoadGenerator, LoadOptions
-from kvwatt_sim.nvml.build import build, env_for
-from kvwatt_sim.nvml.control import SimGpus
-from kvwatt_sim.traces import TraceRequest
-from kvwattd.guard.spawn import spawn_guard
-from kvwattd.profiler.lease import ClockLease
-from kvwattd.telemetry.poller import Poller, new_client
+from profiled_vllm import measure, simulated_nvml
 
 # Not part of CI: a model's error within 5 % is a measurement, which a busy machine makes worse.
 pytestmark = pytest.mark.vllm_profile
 
-GPU = "GPU-5f1c2b7e-0000-4000-8000-000000000021"
-UNSEEN_MHZ = (1200, 1890)  # between the clocks of the profile
-LATER = Phase(1.8, 40.0)
-# A page counts a prompt when it is done, so a window must be long beside the seconds that one takes.
-POLL_S, POLLS_PER_WINDOW = 0.3, 20
-LEAST_RUNNING = 2  # at every look: the engine then never idled in between
 IPS_MAPE = 0.05
-
-
-def kvwatt(environment: dict[str, str], *arguments: str) -> str:
-    """Run the command line; what it said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "kvwattd", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
-def profiled(folder: Path, server: VllmServer, environment: dict[str, str]) -> Path:
-    """A model of this server from a minute and a half of profiling."""
-    table, model = folder / "profile.csv", folder / "model"
-    options = {
-        "--url": server.url,
-        "--gpu": GPU,
-        "--minutes": "1.6",
-        "--clocks": "4",
-        "--window": "0.8",
-        "--max-num-seqs": str(MAX_NUM_SEQS),
-        "--max-num-batched-tokens": str(MAX_BATCHED_TOKENS),
-        "--output": str(table),
-    }
-    words = [word for pair in options.items() for word in pair]
-    said = kvwatt(environment, "profile", "--spawn-guard", *words)
-    print(said[-800:])
-    assert not {row.clock_mhz for row in parse_csv(table.read_text())} & set(UNSEEN_MHZ)
-    kvwatt(environment, "train", "--profile", str(table), "-o", str(model))
-    return model
-
-
-async def later_load(
-    server: VllmServer, folder: Path, clock_mhz: int, items: Sequence[TraceRequest]
-) -> list[EngineSnapshot]:
-    """Pages of the server in quick succession while it serves `items` at a locked clock."""
-    guard_socket = folder / f"guard-{clock_mhz}.sock"
-    child = await spawn_guard(guard_socket, folder / "guard-state.json", [GPU])
-    poller = Poller(server.url, 5.0, client=new_client())
-    pages = []
-    try:
-        async with ClockLease(guard_socket, [GPU]) as lease:
-            await lease.set(clock_mhz)
-            generator = LoadGenerator(
-                server.url, items, LoadOptions(model="tiny", exact_lengths=True, seed=5)
-            )
-            serving = asyncio.create_task(generator.run(time.monotonic()))
-            while not serving.done():
-                pages.append(await poller.poll(time.monotonic))
-                await asyncio.sleep(POLL_S)
-            await serving
-    finally:
-        await poller.close()
-        await child.stop()
-    return pages
-
-
-def ratios(model: CompiledModel, pages: Sequence[EngineSnapshot], clock_mhz: int) -> list[float]:
-    """Predicted over observed iterations per second in each window that was busy throughout."""
-    column = model.clocks_mhz.index(clock_mhz)
-    found = []
-    for start in range(0, len(pages) - POLLS_PER_WINDOW, POLLS_PER_WINDOW):
-        inside = pages[start : start + POLLS_PER_WINDOW + 1]
-        if min(page.running for page in inside) < LEAST_RUNNING:
-            continue
-        step = interval(inside[0], inside[-1])
-        batch = np.full(2, np.mean([page.running for page in inside]))
-        kv = np.full(2, np.mean([kv_used_tokens(page) for page in inside]))
-        prompts = inside[-1].ttft_s.count - inside[0].ttft_s.count
-        chunk = min(step.prompt_tokens / max(prompts, 1.0), MAX_BATCHED_TOKENS)
-        plain_s, mixed_s = model.step_time_s(batch, kv, np.array([0.0, chunk]))[:, column]
-        expected_s = step.iterations * plain_s + prompts * (mixed_s - plain_s)
-        found.append(float(step.dt_s / expected_s))
-    return found
 
 
 async def test_later_load_is_predicted_within_five_percent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Profile and train by the command line; then conversations at clocks in between: IPS MAPE <= 5 %."""
-    state, python = tmp_path / "gpus.state", vllm_python()
-    with SimGpus.create(state, [load(CARD).gpu_spec(GPU)]):
-        environment = os.environ | env_for(build(), state)
-        for name, value in env_for(build(), state).items():
-            monkeypatch.setenv(name, value)  # for the guards that this process starts
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        model_folder = make_model(python, tmp_path / "tiny")
-        with running(VllmServer(python, model_folder, state, port, tmp_path / "vllm.log")) as server:
-            trained = artifact.load(profiled(tmp_path, server, environment))
-            seen = []
-            for index, clock in enumerate(UNSEEN_MHZ):
-                items = requests((LATER,), seed=20 + index)
-                pages = await later_load(server, tmp_path, clock, items)
-                shape = EngineShape(
-                    pages[0].block_size, pages[0].num_blocks, MAX_NUM_SEQS, MAX_BATCHED_TOKENS
-                )
-                seen += ratios(compile_model(trained, UNSEEN_MHZ, shape), pages, clock)
-    observed = np.array(seen)
-    mape = float(np.mean(np.abs(observed - 1)))
-    covered = float(np.mean(observed <= trained.upper_factor))
-    print([round(ratio, 2) for ratio in seen])
-    print(f"{len(seen)} windows: IPS MAPE {100 * mape:.2f} %, {100 * covered:.0f} % under the 90 % bound")
-    assert len(seen) >= 6
-    assert mape <= IPS_MAPE
+    for name, value in simulated_nvml(tmp_path).items():
+        monkeypatch.setenv(name, value)  # for the guards that this process starts
+    measured = await measure(tmp_path, load_seed=20, load_s=40.0)
+    print([round(ratio, 2) for ratio in measured.ratios])
+    print(f"{len(measured.ratios)} windows: IPS MAPE {100 * measured.mape:.2f} %")
+    assert len(measured.ratios) >= 6
+    assert measured.mape <= IPS_MAPE

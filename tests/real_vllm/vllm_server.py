@@ -58,9 +58,9 @@ def _make_venv(venv: Path) -> None:
     (venv / "complete").touch()
 
 
-def make_model(python: Path, folder: Path) -> Path:
-    """A random-weight model in `folder`."""
-    subprocess.run([str(python), str(HERE / "make_model.py"), str(folder)], check=True)
+def make_model(python: Path, folder: Path, layers: int = 2) -> Path:
+    """A random-weight model in `folder`; a step takes about as long as it has layers, whatever the batch."""
+    subprocess.run([str(python), str(HERE / "make_model.py"), str(folder), str(layers)], check=True)
     return folder
 
 

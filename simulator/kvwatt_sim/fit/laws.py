@@ -124,7 +124,8 @@ def _rounded(value: float, start: float) -> float:
 
 
 def _step(plant: gpu.Plant, point: StepPoint) -> gpu.Step:
-    return gpu.step(plant, point.clock_mhz, point.decode_batch, point.kv_tokens, point.prefill_tokens)
+    work = (point.decode_batch, point.kv_tokens, point.prefill_tokens, point.prefill_context_tokens)
+    return gpu.step(plant, point.clock_mhz, *work)
 
 
 def _time_s(plant: gpu.Plant, point: StepPoint) -> float:

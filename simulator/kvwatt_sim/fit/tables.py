@@ -23,6 +23,7 @@ class StepPoint:
     prefill_tokens: int
     time_s: float
     power_w: float
+    prefill_context_tokens: float = 0.0
 
     @property
     def is_decode(self) -> bool:
