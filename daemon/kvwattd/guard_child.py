@@ -13,7 +13,10 @@ from kvwattd.guard.spawn import SpawnedGuard, spawn_guard
 
 log = logging.getLogger(__name__)
 
-RESTART_PAUSE_S = 1.0
+RESTART_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
+SOUND_AFTER_S = 10.0  # a guard that ended sooner is not started again at once
+# A guard waits for nothing that could keep it from answering; one miss may be this process's own stall.
+WATCHDOG_PERIOD_S, WATCHDOG_MISSES = 0.5, 3
 
 
 class GuardChild:
@@ -24,6 +27,7 @@ class GuardChild:
         self._uuids: tuple[str, ...] = ()
         self._known = asyncio.Event()
         self._guard: SpawnedGuard | None = None
+        self._failure: str | None = None
 
     async def allow(self, uuids: Sequence[str]) -> None:
         """The GPUs this daemon's instances run on: the guard's allow-list. A new one needs a new guard."""
@@ -49,9 +53,13 @@ class GuardChild:
         """One guard after another."""
         await self._known.wait()
         try:
+            pause_s, loop = RESTART_PAUSE_S, asyncio.get_running_loop()
             while True:
+                started_s = loop.time()
                 await self._one()
-                await asyncio.sleep(RESTART_PAUSE_S)
+                soon = loop.time() - started_s < SOUND_AFTER_S
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S) if soon else RESTART_PAUSE_S
         finally:
             if self._guard is not None:
                 await self._guard.stop()
@@ -68,10 +76,27 @@ class GuardChild:
                 lease_s=own.lease_s,
             )
         except GuardError as error:
-            log.error("guard: cannot be started: %s", error)
+            if self._failure != str(error):  # told once, tried for ever
+                log.error("guard: cannot be started: %s", error)
+            self._failure = str(error)
             return
+        self._failure = None
         log.info("guard: started as process %d", self._guard.pid)
-        log.info("guard: ended with status %d", await self._guard.wait())
+        watching = asyncio.create_task(_watch(self._guard))
+        try:
+            log.info("guard: ended with status %d", await self._guard.wait())
+        finally:
+            watching.cancel()
+
+
+async def _watch(guard: SpawnedGuard) -> None:
+    """What a service manager's watchdog does: end a guard that no longer answers, so that another resets."""
+    missed = 0
+    while missed < WATCHDOG_MISSES:
+        await asyncio.sleep(WATCHDOG_PERIOD_S)
+        missed = 0 if await guard.answers(WATCHDOG_PERIOD_S) else missed + 1
+    log.error("guard: process %d does not answer: killed, the next one undoes what it recorded", guard.pid)
+    guard.kill()
 
 
 def _bounds(config: Config) -> tuple[int | None, int | None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fault_load import Load
-from fault_stage import Stage, daemon_for
+from fault_stage import Stage, daemon_for, damageable
 
 from kvwatt import artifact
 from kvwatt.profiles import table_of
@@ -84,6 +84,15 @@ def staging(
             daemon.close()
 
     return staged
+
+
+@pytest.fixture(scope="module")
+def damaged_stage(
+    server: SimServer, gpus: SimGpus, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    """One daemon for all scenarios, on a machine that they may damage."""
+    with damageable(server, gpus, model, tmp_path_factory.mktemp("damaged")) as stage:
+        yield stage
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,19 @@ def eventually(holds: Callable[[], bool], what: Callable[[], str], limit_s: floa
 class DaemonProcess:
     """One daemon at a time in a folder of its own; `configuration` is TOML with {folder} to be filled in."""
 
-    def __init__(self, folder: Path, configuration: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        configuration: str,
+        environment: Mapping[str, str],
+        program: Sequence[str] = ("-m", "kvwattd"),
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.config = folder / "kvwatt.toml"
         self.config.write_text(configuration.replace("{folder}", str(folder)), encoding="utf-8")
-        self._environment = {**os.environ, **environment}
+        self.environment = {**os.environ, **environment}
+        self._program = program
         self._log = folder / "daemon.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._http = httpx.Client(timeout=CALL_TIMEOUT_S, trust_env=False)
@@ -50,8 +57,8 @@ class DaemonProcess:
         before = len(self.log())
         with self._log.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "kvwattd", "run", "--config", str(self.config)],
-                env=self._environment,
+                [sys.executable, *self._program, "run", "--config", str(self.config)],
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -80,6 +87,10 @@ class DaemonProcess:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    def hang_up(self) -> None:
+        """SIGHUP: read the configuration again."""
+        self.signal(signal.SIGHUP)
+
     def stop(self) -> int:
         """SIGTERM, and its exit status."""
         self.process.terminate()
@@ -101,6 +112,14 @@ class DaemonProcess:
     def log(self) -> str:
         """Everything that daemon and guard wrote so far."""
         return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+
+    def reachable(self) -> bool:
+        """Whether anybody answers at all."""
+        try:
+            self.get("/metrics")
+        except httpx.HTTPError:
+            return False
+        return True
 
     def get(self, path: str) -> httpx.Response:
         return self._http.get(self.url + path)

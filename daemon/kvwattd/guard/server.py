@@ -209,7 +209,7 @@ class GuardServer:
 
     def _rewrite_record(self) -> None:
         """A record that could not be written is tried again, one attempt at a time."""
-        if self._recorder.needs_rewrite and not self._recorder.busy:
+        if self._recorder.needs_rewrite(self._loop.time()) and not self._recorder.busy:
             task = asyncio.ensure_future(self._keeper.save_record())
             self._background[task] = self._loop.time()
             task.add_done_callback(self._reset_done)

@@ -39,6 +39,22 @@ class SpawnedGuard:
         """Its exit status, once it has ended."""
         return await self._process.wait()
 
+    async def answers(self, within_s: float) -> bool:
+        """Whether it does, to a connection of its own."""
+        client = GuardClient(self.socket, timeout_s=within_s)
+        try:
+            await client.connect(Role.STATUS)
+        except GuardError:
+            return False
+        finally:
+            await client.close()
+        return True
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.running:
+            self._process.kill()
+
     async def stop(self) -> int:
         """Ask it to reset its clocks and end; its exit status. Killed when it does not answer."""
         if self.running:
@@ -91,14 +107,8 @@ async def _wait_ready(guard: SpawnedGuard, within_s: float) -> None:
     loop = asyncio.get_running_loop()
     until_s = loop.time() + within_s
     while guard.running and loop.time() < until_s:
-        client = GuardClient(guard.socket, timeout_s=1.0)
-        try:
-            await client.connect(Role.STATUS)
-        except GuardError:
-            await asyncio.sleep(_POLL_S)
-        else:
+        if await guard.answers(1.0):
             return
-        finally:
-            await client.close()
+        await asyncio.sleep(_POLL_S)
     why = "it ended at once; its log says why" if not guard.running else f"not ready within {within_s:g} s"
     raise GuardError(Code.UNREACHABLE, f"guard started by this process: {why}")

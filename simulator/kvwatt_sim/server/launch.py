@@ -65,6 +65,11 @@ class SimServer:
         return self._running.pid
 
     @property
+    def running(self) -> bool:
+        """Whether the process has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def state(self) -> Path:
         """The state file of the simulated GPUs; raises RuntimeError before the start when none was given."""
         if self._state is None:
@@ -80,9 +85,10 @@ class SimServer:
         """Environment for processes that look at the same simulated GPUs through NVML."""
         return env_for(build(), self.state)
 
-    def start(self) -> Self:
-        """Start and wait until the server answers. Raises ServerStartError."""
-        if self._process is not None and self._process.poll() is None:
+    def start(self, **options: str | int | float) -> Self:
+        """Start and wait until the server answers; `options` replace those before. Raises ServerStartError."""
+        self._options |= options
+        if self.running:
             raise RuntimeError(f"the server runs already, with process id {self.pid}")
         if self._state is None:
             self._folder = tempfile.TemporaryDirectory(prefix="kvwatt-sim-")
