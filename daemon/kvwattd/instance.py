@@ -250,7 +250,8 @@ class InstanceRuntime:
             return self._default(now_s, "watching traffic: a second page is needed")
         if snapshot.asleep:
             return self._default(now_s, "the engine sleeps")
-        bounds = self.observation.bounds(compiled)
+        check = self.observation.check
+        compiled, bounds = check.paced(compiled), check.bounds(compiled)
         params = self._params_now()
         inputs = (snapshot, state, seen, compiled, self.slo, bounds, params, self.applied, self._budget)
         decision = self._standing_decision(inputs, now_s)

@@ -10,22 +10,17 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
-import numpy as np
-
-from kvwatt.calibration import RegimeCalibration
 from kvwatt.compiled import CompiledModel
 from kvwatt.length_classes import FinishedRequest
 from kvwatt.lengths import LengthModel
-from kvwatt.operating import Factors
-from kvwatt.policy import Bounds
-from kvwatt.residual import MIN_ITERATIONS, expected_itl_s, expected_steps_s
 from kvwatt.state import EngineSnapshot, EngineState, GpuSample, Histogram, RequestState, Slo
 from kvwatt.traffic import Interval, Traffic, TrafficEstimator, aged, kv_capacity_tokens
 from kvwattd.progress import Progress
 from kvwattd.promises import ENDED, Judged
+from kvwattd.step_check import StepCheck
 from kvwattd.tap_stream import TapState, TapStep, TapStream, length_histograms
 from kvwattd.telemetry.vllm_metrics import counters_reset
 from kvwattd.vllm_plugin.wire import Finished
@@ -38,7 +33,6 @@ Source = Literal["tap", "poll"]
 # Every other failure says that the page or the server cannot be trusted, at once.
 TOLERATED_UNTIL_STALE = frozenset({"timeout"})
 KV_FULL = 0.9
-CALIBRATION_SPAN_S = 2.0
 MIN_CHUNK_TOKENS = 16.0
 DELAY_GRAIN_S = 0.05
 # A page may be a step newer than the tap: requests told one by one may be off by so much of what is inside.
@@ -58,35 +52,6 @@ def new_estimator() -> TrafficEstimator:
     return TrafficEstimator(prompts, outputs)
 
 
-@dataclass
-class Span:
-    """Token-weighted inter-token latency over several intervals, expected and measured.
-
-    Within one poll a page may count a prefill that ran in the poll before; over a few seconds that
-    evens out, and what is left is the model's error.
-    """
-
-    duration_s: float = 0.0
-    prompts: bool = False  # computed in any of the intervals
-    _expected_sum_s: float = 0.0
-    _measured_sum_s: float = 0.0
-    _tokens: float = 0.0
-
-    def add(self, expected_sum_s: float, measured_sum_s: float, tokens: float, dt_s: float) -> None:
-        self._expected_sum_s += expected_sum_s
-        self._measured_sum_s += measured_sum_s
-        self._tokens += tokens
-        self.duration_s += dt_s
-
-    @property
-    def expected_s(self) -> float:
-        return self._expected_sum_s / self._tokens
-
-    @property
-    def measured_s(self) -> float:
-        return self._measured_sum_s / self._tokens
-
-
 class Observation:
     """Newest accepted page of one engine and what was learned from all of them."""
 
@@ -95,17 +60,13 @@ class Observation:
         self._poll_s = poll_s
         self._stale_after_s = stale_after_s
         self.estimator = new_estimator()
-        self.calibration = RegimeCalibration()
+        self.check = StepCheck(self._max_num_batched_tokens)
         self.progress = Progress(stale_after_s)
         self.tap = TapStream(stale_after_s)
         self._steps: list[TapStep] = []  # of the newest interval, where the tap is relied on
         self.snapshot: EngineSnapshot | None = None
         self.first: EngineSnapshot | None = None
         self.interval: Interval | None = None
-        self.predicted_itl_s: float | None = None
-        self.measured_itl_s: float | None = None
-        self._span = Span()
-        self._bounds: tuple[tuple[int, float], Bounds] | None = None
         self._traffic: tuple[tuple[int, float], Traffic | None] | None = None
         self._told: EngineState | None = None
         self._state: tuple[tuple[object, ...], EngineState] | None = None
@@ -122,7 +83,7 @@ class Observation:
         self._failing, self.layout = None, layout
         if self.snapshot is not None and self._is_another_run(snapshot):
             self.estimator.restart()
-            self.calibration, self._bounds = RegimeCalibration(), None
+            self.check = StepCheck(self._max_num_batched_tokens)
             self.first = None
             self.tap.restart()
         self.tap.on_page(snapshot)
@@ -144,8 +105,7 @@ class Observation:
 
     def on_model(self) -> None:
         """Another model serves: what was learned of the old one's error does not hold for it."""
-        self.calibration, self._bounds, self._span = RegimeCalibration(), None, Span()
-        self.predicted_itl_s = self.measured_itl_s = None
+        self.check = StepCheck(self._max_num_batched_tokens)
 
     def _is_another_run(self, snapshot: EngineSnapshot) -> bool:
         old = self.snapshot
@@ -181,45 +141,12 @@ class Observation:
         if step is None or snapshot is None or not samples or not clock_steady:
             return
         clock_mhz = min(sample.clock_mhz for sample in samples.values())
-        if 0 < len(self._steps) < MIN_ITERATIONS:
-            return
-        if self._steps:
-            self._add_steps(compiled, snapshot, clock_mhz, step.dt_s)
-        else:
-            expected = expected_itl_s(compiled, step, clock_mhz, self.chunk_tokens())
-            if expected is None:
-                return
-            self._span.add(expected * step.itl_count, step.itl_sum_s, step.itl_count, step.dt_s)
-        self._span.prompts = self._span.prompts or step.prompt_tokens > 0
-        if self._span.duration_s >= CALIBRATION_SPAN_S:
-            span, self._span = self._span, Span()
-            self.predicted_itl_s, self.measured_itl_s = span.expected_s, span.measured_s
-            regime = "mixed" if span.prompts else "decode"
-            self.calibration.update(span.expected_s, span.measured_s, snapshot.observed_s, regime)
-
-    def _add_steps(self, compiled: CompiledModel, page: EngineSnapshot, clock_mhz: int, dt_s: float) -> None:
-        """Every step on its own, with the load it really had."""
-        table = np.array([(s.step_s, s.decodes, s.prompt_tokens, s.kv_usage) for s in self._steps]).T
-        measured_s, decodes, prompts, usage = table
-        kv = usage * kv_capacity_tokens(page)
-        chunk = self._max_num_batched_tokens
-        expected_s = expected_steps_s(compiled, decodes, kv, prompts, clock_mhz, chunk)
-        self._span.add(float(expected_s @ decodes), float(measured_s @ decodes), float(decodes.sum()), dt_s)
+        self.check.interval(compiled, snapshot, step, self._steps, clock_mhz, self.chunk_tokens())
 
     def chunk_tokens(self) -> float:
         """How many tokens of a prompt are taken to be computed in one step."""
         mean = self.estimator.prompts.mean_tokens
         return min(max(mean, MIN_CHUNK_TOKENS), self._max_num_batched_tokens)
-
-    def bounds(self, compiled: CompiledModel) -> Bounds:
-        """Corrections to the model's step times, online bias included; computed once per sample."""
-        c = self.calibration
-        key = (c.samples, compiled.upper_factor)
-        if self._bounds is None or self._bounds[0] != key:
-            typical = c.bias * compiled.upper_factor
-            upper = c.bias * max(c.upper_factor, compiled.upper_factor)
-            self._bounds = (key, Bounds(Factors(typical, upper), c.drifted))
-        return self._bounds[1]
 
     def traffic(self, slo: Slo) -> Traffic | None:
         """Estimates as of the newest page; computed once per page and quantile."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvwatt.state import RequestState
 
-SAME_S = 1e-4  # arrivals told at the first token and at the end are equal but for rounding
+SAME_S = 5e-6  # arrivals told at the first token and at the end are equal but for rounding (of 2e-7 s)
 CERTAIN = 0.999
 
 

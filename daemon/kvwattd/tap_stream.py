@@ -44,6 +44,7 @@ class TapStep:
     decodes: int
     prompt_tokens: int  # booked when a prompt is done, unless the server tells them step by step
     kv_usage: float
+    exact: bool = True  # whether `prompt_tokens` are those of this very step
 
 
 @dataclass(slots=True)
@@ -68,6 +69,7 @@ class TapStream:
         self._steps: deque[TapStep] = deque(maxlen=STEPS_KEPT)
         self._finished: deque[Finished] = deque(maxlen=FINISHED_KEPT)
         self._first_tokens_s: deque[float] = deque(maxlen=FINISHED_KEPT)
+        self._partial = True
         self.progress = TapProgress()
         self.period_s: float | None = None  # about the longest step of late
         self.state: TapState | None = None
@@ -88,8 +90,13 @@ class TapStream:
         self.progress.on_record(record, self.last_s)
         if record.running is not None and record.waiting is not None and record.kv_usage is not None:
             self.state = TapState(self.last_s, record.running, record.waiting, record.kv_usage)
+        # Somebody in the batch who neither decoded nor began: a prompt that takes more than this step.
+        begun = record.decodes + len(record.first_tokens_s) - len(record.finished)
+        partial = record.running is None or record.running > begun
+        exact = record.chunk_tokens is not None or not (partial or self._partial)
+        self._partial = partial
         if record.step_s and record.decodes:
-            self._on_step(record, record.step_s)
+            self._on_step(record, record.step_s, exact)
         self._finished.extend(record.finished)
         if record.wall_s is None:
             self._first_tokens_s.extend(record.first_tokens_s)
@@ -104,11 +111,11 @@ class TapStream:
         faded_s = (self.period_s or 0.0) * math.exp(-gap_s / PERIOD_MEMORY_S)
         self.period_s = max(faded_s, gap_s)
 
-    def _on_step(self, record: Record, step_s: float) -> None:
+    def _on_step(self, record: Record, step_s: float, exact: bool) -> None:
         self.step_s = step_s
         usage = record.kv_usage if record.kv_usage is not None else self.state and self.state.kv_usage
         chunk = record.prompt_tokens if record.chunk_tokens is None else record.chunk_tokens
-        self._steps.append(TapStep(step_s, record.decodes, chunk, usage or 0.0))
+        self._steps.append(TapStep(step_s, record.decodes, chunk, usage or 0.0, exact))
 
     def _progress(self, record: Record, received_s: float) -> int:
         """Tokens generated since the sender's record before, those of lost records included."""
@@ -169,11 +176,15 @@ class TapStream:
         return None
 
     def live(self) -> TapState | None:
-        """The engine's state where the tap knows it later than the page does."""
+        """The engine's state where the tap knows it as well as the page does, or later.
+
+        vLLM sets the page's gauges and tells the tap at the end of the same step: a page that is newer by
+        less than a step tells nothing newer.
+        """
         state, page = self.state, self._page
-        if state is None or page is None or state.observed_s <= page.observed_s or self.fault() is not None:
+        if state is None or page is None or self.fault() is not None:
             return None
-        return state
+        return state if state.observed_s >= page.observed_s - (self.period_s or 0.0) else None
 
     def take_steps(self) -> list[TapStep]:
         """The steps since the last call."""

@@ -115,8 +115,8 @@ def projection_view(run: InstanceRuntime) -> ProjectionView | None:
 
 
 def step_view(observation: Observation) -> StepView:
-    predicted, calibration = observation.predicted_itl_s, observation.calibration
-    measured = observation.measured_itl_s
+    check = observation.check
+    predicted, measured, calibration = check.predicted_itl_s, check.measured_itl_s, check.calibration
     error = predicted / measured - 1.0 if predicted is not None and measured else None
     return StepView(
         predicted_s=predicted,

@@ -8,7 +8,7 @@ towards all steps of its kind (with or without prompts), those towards no correc
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,16 @@ class PaceCorrection:
         self._sum = np.zeros((_OCTAVES, _OCTAVES))
         self._log_factor = np.zeros((_OCTAVES, _OCTAVES))
 
+    @property
+    def steps(self) -> float:
+        """How many recent steps it rests on."""
+        return float(self._count.sum())
+
+    @property
+    def overall(self) -> float:
+        """Typical factor over the steps it rests on; 1 without any."""
+        return math.exp(float((self._log_factor * self._count).sum()) / max(self.steps, 1.0))
+
     def update(self, decode_batch: Floats, prefill: Floats, predicted_s: Floats, observed_s: Floats) -> None:
         """Learn from n steps, oldest first; those off by more than a factor of two teach nothing."""
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -76,9 +86,30 @@ class PaceCorrection:
             pooled = total.sum() / (count.sum() + _SHRINK_STEPS)
             self._log_factor[:, kind] = (total + _SHRINK_STEPS * pooled) / (count + _SHRINK_STEPS)
 
+    def paced(self, model: CompiledModel) -> CompiledModel:
+        """The model as corrected by now; what is learned later does not change it."""
+        own = {name: getattr(model, name) for name in CompiledModel.__slots__}
+        return PacedModel(**own, log_factor=self._log_factor.copy())
+
     def factor(self, decode_batch: Floats, prefill: Floats) -> Floats:
         """What to multiply predictions by at n loads."""
-        return np.asarray(np.exp(self._log_factor[_octave(decode_batch), _octave(prefill)]))
+        return _factor(self._log_factor, decode_batch, prefill)
+
+
+@dataclass(frozen=True, slots=True)
+class PacedModel(CompiledModel):
+    """A compiled model whose step times are corrected by load; the same factor at every clock."""
+
+    log_factor: Floats  # (octaves of batch, octaves of prompt chunk)
+
+    def step_time_s(self, decode_batch: Floats, kv_tokens: Floats, prefill_tokens: Floats) -> Floats:
+        bare = CompiledModel.step_time_s(self, decode_batch, kv_tokens, prefill_tokens)
+        factor = _factor(self.log_factor, np.asarray(decode_batch), np.asarray(prefill_tokens))
+        return np.asarray(bare * factor[:, None])
+
+
+def _factor(log_factor: Floats, decode_batch: Floats, prefill: Floats) -> Floats:
+    return np.asarray(np.exp(log_factor[_octave(decode_batch), _octave(prefill)]))
 
 
 def _octave(tokens: Floats) -> npt.NDArray[np.intp]:

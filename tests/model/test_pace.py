@@ -66,3 +66,28 @@ def test_the_newest_steps_count_most() -> None:
         for _ in range(20):
             correction.update(batch, idle, bare, bare * factor)
     assert correction.factor(ones(8), ones(0))[0] == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_paced_model_is_the_model_times_what_was_learned() -> None:
+    """At every clock and load; power stays, and what is learned later leaves it as it was."""
+    correction = PaceCorrection()
+    batch, idle, bare = np.full(500, 8.0), np.zeros(500), np.full(500, 0.01)
+    correction.update(batch, idle, bare, bare * 1.3)
+    paced = correction.paced(model())
+    load = ones(8, 9, 100), ones(1000, 1000, 1000), ones(0, 0, 700)
+    factor = correction.factor(load[0], load[2])
+    assert paced.step_time_s(*load) == pytest.approx(model().step_time_s(*load) * factor[:, None])
+    assert paced.power_w(*load) == pytest.approx(model().power_w(*load))
+    assert factor[0] > 1.25
+    before = paced.step_time_s(*load)
+    correction.update(batch, idle, bare, bare * 0.8)
+    assert np.array_equal(paced.step_time_s(*load), before)
+
+
+def test_how_far_off_the_model_is_in_all() -> None:
+    """One number over what was seen; nothing seen is not off."""
+    correction = PaceCorrection()
+    assert (correction.steps, correction.overall) == (0.0, 1.0)
+    bare = np.full(2000, 0.01)
+    correction.update(np.full(2000, 8.0), np.zeros(2000), bare, bare * 1.4)
+    assert correction.overall == pytest.approx(1.4, rel=0.05)

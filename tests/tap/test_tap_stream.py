@@ -145,14 +145,18 @@ def test_several_api_servers_are_refused() -> None:
     assert "API servers" in fault
 
 
-def test_the_live_state_is_newer_than_the_page_or_none() -> None:
-    """The newest step counts until a page comes that is newer."""
+def test_the_live_state_is_the_newest_step_s() -> None:
+    """It counts until a page comes that is newer by more than a step."""
     played = Played()
+    played.tap.on_record(played.make(4.02, sequence=201, running=9, waiting=4, kv_usage=0.5), 4.02)
+    for page_s in (4.001, 4.03):
+        played.tap.on_page(page(page_s, 3.0 * played.steps))
+        live = played.tap.live()
+        assert live is not None
+        assert (live.observed_s, live.running, live.waiting, live.kv_usage) == (4.02, 9, 4, 0.5)
+    played.tap.on_page(page(4.07, 3.0 * played.steps))
+    assert played.tap.fault() is None
     assert played.tap.live() is None
-    played.tap.on_record(played.make(4.1, sequence=201, running=9, waiting=4, kv_usage=0.5), 4.1)
-    live = played.tap.live()
-    assert live is not None
-    assert (live.observed_s, live.running, live.waiting, live.kv_usage) == (4.1, 9, 4, 0.5)
 
 
 def test_a_sender_s_clock_from_the_future_or_the_past_is_not_believed() -> None:
