@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 
@@ -14,7 +15,7 @@ from token_files import opened
 
 from kvwattd.api.app import create_app
 from kvwattd.api.listeners import ApiUnavailable, bind
-from kvwattd.api.server import ApiServer, Endpoints
+from kvwattd.api.server import PLACES, ApiServer, Endpoints
 
 
 async def get(url: str) -> httpx.Response:
@@ -98,3 +99,64 @@ async def test_stop_twice_and_before_start_is_harmless() -> None:
     await server.start()
     await server.stop()
     await server.stop()
+
+
+SLOW_BODY = b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n1"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HT", SLOW_BODY])
+async def test_idle_and_slow_connections_do_not_take_up_all_places(sent: bytes) -> None:
+    """Whoever opens connections and never ends a call is cut off, and others are answered again."""
+    server = ApiServer(create_app(FakePlane(), opened(None)), Endpoints(), patience_s=0.5)
+    await server.start()
+    idle = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(PLACES + 6)]
+    try:
+        for _, writer in idle:
+            writer.write(sent)
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(cut_off(reader) for reader, _ in idle))
+        assert (await get(f"{server.url}/healthz")).status_code == 200
+    finally:
+        for _, writer in idle:
+            writer.close()
+        await server.stop()
+
+
+async def cut_off(reader: asyncio.StreamReader) -> None:
+    """Read until the other side ends the connection."""
+    with contextlib.suppress(ConnectionResetError):
+        await reader.read()
+
+
+async def test_a_connection_in_use_is_kept() -> None:
+    """Calls one after the other over one connection go on for longer than one answer may take."""
+    server = ApiServer(create_app(FakePlane(), opened(None)), Endpoints(), patience_s=1.0)
+    await server.start()
+    try:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            ports = set()
+            for _ in range(8):
+                response = await client.get(f"{server.url}/healthz")
+                ports.add(response.extensions["network_stream"].get_extra_info("client_addr"))
+                await asyncio.sleep(0.25)
+        assert len(ports) == 1
+    finally:
+        await server.stop()
+
+
+@pytest.mark.parametrize(
+    "host", ["[::1", "", "a b", "[", "re_bound.example", "::1", "\x00", "127.0.0.1.x.example"]
+)
+async def test_no_host_header_makes_it_fail(host: str) -> None:
+    """A Host that is no address is none of this machine: the call needs a token, or is refused."""
+    server = ApiServer(create_app(FakePlane(), opened(None)), Endpoints())
+    await server.start()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(f"GET /api/v1/status HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        async with asyncio.timeout(30):
+            answer = await reader.read()
+        writer.close()
+        assert int(answer.split(b" ")[1]) in (400, 401, 403)
+    finally:
+        await server.stop()

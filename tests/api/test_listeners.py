@@ -99,13 +99,13 @@ async def test_a_new_certificate_is_taken_up_without_a_restart_and_a_bad_one_is_
     try:
         certificate(tmp_path)
         new = copy(tls.cert, ".new")
-        server.renew_tls()
+        await server.renew_tls()
         for _ in range(2):
             async with trusting(new) as client:
                 assert (await client.get(f"{server.url}/healthz")).status_code == 200
             spoil(tls.cert)
             with pytest.raises(ApiUnavailable, match=r"api\.tls_cert .*PEM"):
-                server.renew_tls()
+                await server.renew_tls()
         async with trusting(old) as client:
             with pytest.raises(httpx.ConnectError):
                 await client.get(f"{server.url}/healthz")

@@ -109,6 +109,7 @@ async def test_without_a_token_file_writes_are_forbidden(
         ("loopback", "::1", "http://[::1]:8484", True),
         ("loopback", "127.0.0.1", "http://localhost", True),
         ("loopback", "127.0.0.1", "http://rebound.example", False),
+        ("loopback", "127.0.0.1", "http://127.0.0.1.rebound.example", False),
         ("loopback", "192.0.2.7", "http://127.0.0.1", False),
         ("loopback", "192.0.2.7", "http://192.0.2.1", False),
         ("token", "127.0.0.1", "http://127.0.0.1", False),

@@ -14,7 +14,7 @@ PAGES = pages((ROOT / EXAMPLE).read_text(encoding="utf-8"))
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_reference_is_up_to_date(name: str) -> None:
-    """Every configuration key, metric and REST call stands there as it is now; else: python -m kvwattd.docs."""
+    """Every configuration key, metric and REST call stands there as it is; else: python -m kvwattd.docs."""
     assert (ROOT / FOLDER / name).read_text(encoding="utf-8") == PAGES[name]
 
 

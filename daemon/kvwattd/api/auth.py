@@ -6,6 +6,7 @@ import asyncio
 import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
@@ -95,7 +96,12 @@ def _from_here(request: Request) -> bool:
     """
     if request.client is None:
         return True
-    return is_loopback(request.client.host) and is_loopback((request.url.hostname or "").strip("[]"))
+    try:
+        # Not request.url: where the header is no valid name, that tells our own address instead.
+        named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    except ValueError:  # no address at all, such as "[::1"
+        return False
+    return is_loopback(request.client.host) and is_loopback(named)
 
 
 async def _permit(request: Request, presented: HTTPAuthorizationCredentials | None, needed: Scope) -> None:

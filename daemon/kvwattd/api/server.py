@@ -8,10 +8,13 @@ import logging
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kvwattd.api.listeners import ApiUnavailable, Tls, bind, bind_unix, unlink_socket
 
@@ -19,6 +22,35 @@ log = logging.getLogger(__name__)
 
 START_DEADLINE_S = 5.0
 STOP_DEADLINE_S = 2.0
+PLACES = 64  # connections and calls at a time; beyond it the answer is 503
+PATIENCE_S = 30.0  # from a connection, or its last answer, to its next answer
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection that got no answer done in time, slow as it may send or read: places are few."""
+
+    def __init__(self, *args: Any, patience_s: float, **options: Any) -> None:  # noqa: ANN401 (uvicorn's own)
+        super().__init__(*args, **options)
+        self._patience_s = patience_s
+        self._late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_anew()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait_anew()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        super().connection_lost(exc)
+
+    def _wait_anew(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        self._late = self.loop.call_later(self._patience_s, self.transport.abort)
 
 
 class _Server(uvicorn.Server):
@@ -51,8 +83,9 @@ class Endpoints:
 class ApiServer:
     """`await start()`, then `port` is bound; `await stop()` always ends."""
 
-    def __init__(self, app: FastAPI, endpoints: Endpoints) -> None:
+    def __init__(self, app: FastAPI, endpoints: Endpoints, patience_s: float = PATIENCE_S) -> None:
         self._app = app
+        self._patience_s = patience_s
         self._at = endpoints
         self._tcp: socket.socket | None = None
         self._serving: list[tuple[_Server, socket.socket, asyncio.Task[None]]] = []
@@ -88,7 +121,7 @@ class ApiServer:
         log.info("api: listening on %s", self.url)
 
     async def _serve(self, listener: socket.socket, tls: Tls | None) -> None:
-        server = _Server(_config(self._app, tls))
+        server = _Server(_config(self._app, tls, self._patience_s))
         task = asyncio.create_task(server.serve(sockets=[listener]), name="api")
         self._serving.append((server, listener, task))
         ready = asyncio.create_task(server.ready.wait(), name="api-ready")
@@ -98,11 +131,12 @@ class ApiServer:
         if not server.ready.is_set():
             raise ApiUnavailable(f"the API did not start within {START_DEADLINE_S} s; the log has the reason")
 
-    def renew_tls(self) -> None:
+    async def renew_tls(self) -> None:
         """New connections use certificate and key as they are on disk now. Raises ApiUnavailable."""
         if self._at.tls is None:
             return
-        self._at.tls.check()
+        await asyncio.to_thread(self._at.tls.check)
+        # Here and not in the thread: a context must not change while it begins a connection.
         for server, _, _ in self._serving:
             if server.config.ssl is not None:
                 self._at.tls.load(server.config.ssl)
@@ -129,7 +163,7 @@ async def _ended(task: asyncio.Task[None]) -> None:
         log.error("api: ended with an error", exc_info=task.exception())
 
 
-def _config(app: FastAPI, tls: Tls | None) -> uvicorn.Config:
+def _config(app: FastAPI, tls: Tls | None, patience_s: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_config=None,
@@ -137,10 +171,10 @@ def _config(app: FastAPI, tls: Tls | None) -> uvicorn.Config:
         access_log=False,
         lifespan="off",
         ws="none",
-        http="h11",
+        http=cast(type[asyncio.Protocol], partial(_Protocol, patience_s=patience_s)),
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=64,
+        limit_concurrency=PLACES,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=1,
         ssl_certfile=tls.cert if tls else None,

@@ -133,7 +133,7 @@ async def _renew(hangup: asyncio.Event, reloader: Reloader, access: Access, api:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         await asyncio.to_thread(access.tokens.refresh)
         try:
-            await asyncio.to_thread(api.renew_tls)
+            await api.renew_tls()
         except ApiUnavailable as error:
             log.error("api: the certificate before stays in use: %s", error)
         try:
