@@ -109,6 +109,9 @@ class GuardServer:
             return
         connection = Connection(self._count, peer, reader, writer)
         try:
+            if self.stopping.is_set():
+                await connection.refuse(GuardError(Code.STOPPING, "the guard is stopping"))
+                return
             if len(self._connections) >= MAX_CONNECTIONS:
                 await connection.refuse(GuardError(Code.BUSY, f"{MAX_CONNECTIONS} connections already"))
                 return

@@ -105,6 +105,7 @@ class MortalGuard:
     async def die(self) -> None:
         """As by SIGKILL."""
         self._life.over = True
+        self.server.stopping.set()
         if self._tick is not None:
             self._tick.cancel()
             with contextlib.suppress(asyncio.CancelledError):
