@@ -105,3 +105,25 @@ def test_command_whose_code_is_missing_is_told(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "no_such_module" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("run", "--config", "{folder}/missing.toml"), 2),
+        (("run", "--config", "{folder}/bad.toml"), 2),
+        (("status", "--url", "http://127.0.0.1:9"), 1),
+        (("status", "--url", "unix:{folder}/missing.sock"), 1),
+        (("predict", "--model", "{folder}", "--points", "{folder}/missing.csv"), 2),
+        (("train", "--profile", "{folder}/missing.csv", "-o", "{folder}/model"), 2),
+        (("token", "not a name", "--file", "{folder}/tokens.toml"), 2),
+    ],
+)
+def test_every_refusal_ends_with_the_next_step(tmp_path: Path, args: tuple[str, ...], code: int) -> None:
+    """What is wrong in one paragraph, the next step in the last line, no traceback."""
+    (tmp_path / "bad.toml").write_text("[deamon]\n")
+    done = kvwatt(*(arg.replace("{folder}", str(tmp_path)) for arg in args))
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == code
+    assert lines[0].startswith(f"kvwatt {args[0]}: ") and lines[-1].startswith("next: ")
+    assert "Traceback" not in done.stderr

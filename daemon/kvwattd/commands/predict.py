@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvwattd.commands.refusal import refuse
+
 if TYPE_CHECKING:
     from kvwatt.throughput import StepModel
 
@@ -37,8 +39,8 @@ def predict(
         if output is not None:
             output.write_text(answer, encoding="utf-8")
     except (artifact.ArtifactError, ProfileError, OSError) as error:
-        typer.echo(f"kvwatt predict: {error}", err=True)
-        raise typer.Exit(2) from error
+        told = "give the folder that `kvwatt train` wrote, and points as in kvwatt predict --help"
+        refuse("predict", error, told)
     if output is None:
         typer.echo(answer, nl=False)
 

@@ -115,6 +115,7 @@ def _run(request: ProfileRequest) -> int:
         return 130
     except PROBLEMS as error:
         console.print(f"kvwatt profile: {error}", style="red")
+        console.print(f"next: kvwatt doctor; then the same command again (rows so far: {request.output})")
         return 1
     for reason in report.skipped:
         console.print(f"left out: {reason}", style="dim")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvwattd.commands.refusal import refuse
+
 if TYPE_CHECKING:
     from kvwattd.api.auth import Access
     from kvwattd.api.server import ApiServer, Endpoints
@@ -33,8 +35,7 @@ def run(
     try:
         loaded = load_config(config)
     except ConfigError as error:
-        typer.echo(f"kvwatt: {error}; `kvwatt doctor --config {config}` checks the rest too", err=True)
-        raise typer.Exit(2) from error
+        refuse("run", error, f"edit {config}; kvwatt doctor --config {config} checks the rest too")
     from kvwattd.api.listeners import ApiUnavailable
     from kvwattd.api.tokens import TokenFileError
     from kvwattd.instance_lock import Locked, only_daemon
@@ -45,8 +46,7 @@ def run(
         with only_daemon(loaded.daemon.state_dir):
             asyncio.run(_serve(config, loaded))
     except (ApiUnavailable, TokenFileError, Locked) as error:
-        typer.echo(f"kvwatt: {error}", err=True)
-        raise typer.Exit(2) from error
+        refuse("run", error, f"kvwatt doctor --config {config}")
 
 
 async def _serve(path: Path, loaded: Config) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from kvwattd.commands.refusal import refuse
 
 if TYPE_CHECKING:
     import httpx
@@ -49,10 +51,10 @@ def _fetch(url: str, ca: Path | None) -> str:
         with _client(url, ca) as client:
             return client.get("/api/v1/status").raise_for_status().text
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        hint = "is `kvwatt run` running, and is this its address (--url)?"
+        hint = "see that `kvwatt run` is running, and that this is its address (--url)"
         if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
             hint = "set KVWATT_TOKEN to a token of scope read: kvwatt token NAME --scope read"
-        _fail(f"{url}: {error}; {hint}", error)
+        refuse("status", f"{url}: {error}", hint, 1)
 
 
 def _client(url: str, ca: Path | None) -> httpx.Client:
@@ -85,9 +87,5 @@ def _parse(url: str, text: str) -> StatusView:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        _fail(f"{url} is no kvwatt daemon of this version: {where}: {first['msg']}", error)
-
-
-def _fail(message: str, cause: Exception) -> NoReturn:
-    typer.echo(f"kvwatt: {message}", err=True)
-    raise typer.Exit(1) from cause
+        told = f"{url} is no kvwatt daemon of this version: {where}: {first['msg']}"
+        refuse("status", told, "give the daemon's address (--url), and use the kvwatt of its version", 1)

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from kvwattd.commands.refusal import refuse
+
 
 def token(
     name: Annotated[str, typer.Argument(help="Who it is for; stands in the audit log.")],
@@ -29,8 +31,7 @@ def token(
     try:
         add_entry(file, name, scope, made)
     except (TokenFileError, OSError) as error:
-        typer.echo(f"kvwatt token: {file}: {error}", err=True)
-        raise typer.Exit(2) from error
+        refuse("token", f"{file}: {error}", "another NAME, or a --file that this user may write")
     typer.echo(made)
     typer.echo(f"kept in {file} as its SHA-256; the daemon's user must own the file:", err=True)
     typer.echo(f"  chown kvwatt {file}   (where the daemon runs as kvwatt)", err=True)

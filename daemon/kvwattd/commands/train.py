@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvwattd.commands.refusal import refuse
+
 if TYPE_CHECKING:
     from kvwatt.manifest import Manifest
     from kvwatt.profiles import ProfileTable
@@ -74,8 +76,7 @@ def train(
             model = fit_model(table, origin, folds=folds)
         artifact.save(model, output, table)
     except (ProfileError, TrainingError, TelemetryError, FleetError, OSError) as error:
-        typer.echo(f"kvwatt train: {error}", err=True)
-        raise typer.Exit(2) from error
+        refuse("train", error, "tables as `kvwatt profile` writes them: kvwatt profile --help")
     if json_output:
         typer.echo(_as_json(model.manifest, model.upper_factor, output))
     else:
