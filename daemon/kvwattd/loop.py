@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from kvwatt.policy import PolicyParams
-from kvwatt.state import Slo
+from kvwatt.state import EngineSnapshot, Slo
 from kvwattd.config import Config, InstanceConfig, Mode
 from kvwattd.durations import Durations
 from kvwattd.guard_child import GuardChild
@@ -201,7 +201,7 @@ class Daemon:
         period_s = self.config.daemon.tick_s
         due_s = self.now()
         while True:
-            self._tick(self.now())
+            self.tick(self.now())
             due_s += period_s
             late_s = self.now() - due_s
             if late_s > 0:
@@ -210,7 +210,8 @@ class Daemon:
                 due_s += missed * period_s
             await asyncio.sleep(due_s - self.now())
 
-    def _tick(self, now_s: float) -> None:
+    def tick(self, now_s: float) -> None:
+        """Regime, decision and wish of every instance."""
         self.link.need(self.mode is Mode.ACTIVE)
         for run in self.runs.values():
             target = run.tick(now_s, self.mode, self.link.fault, self.link.ready)
@@ -245,7 +246,14 @@ class Daemon:
         except TelemetryError as error:
             run.observation.on_error(error.cause, error.detail)
             return
-        run.on_page(snapshot, poller.layout)
+        self.on_page(run, snapshot, poller.layout)
+        if run.regime is Regime.LEARNING:
+            self.samples.observe(run.name, run.observation.interval, run.samples, run.config.tp)
+            await self.samples.flush()
+
+    def on_page(self, run: InstanceRuntime, snapshot: EngineSnapshot, layout: str | None) -> None:
+        """Fold in an accepted page: what it shows, what it teaches."""
+        run.on_page(snapshot, layout)
         self.recording.on_page(run)
         steady = self.now() - run.applied.since_s > _steady_window_s(run)
         if run.model.compiled is not None:
@@ -257,9 +265,6 @@ class Daemon:
             run.observation.chunk_tokens(),
             steady and run.regime is not Regime.FAILSAFE,
         )
-        if run.regime is Regime.LEARNING:
-            self.samples.observe(run.name, run.observation.interval, run.samples, run.config.tp)
-            await self.samples.flush()
 
     async def _tap(self, receiver: TapReceiver) -> None:
         """Open the tap's socket; where that fails the poll goes on without it, and it is tried again."""
