@@ -137,6 +137,50 @@ def test_values_must_fit_together(key: str, value: object, expected: str) -> Non
     assert expected in refusal(with_value(key, value))
 
 
+TLS = {"tls_cert": "/c", "tls_key": "/k"}
+REMOTE = {"host": "192.0.2.1"}
+
+
+@pytest.mark.parametrize(
+    ("api", "told"),
+    [
+        (REMOTE, "api.tls_cert, api.tls_key and api.token_file"),
+        ({"host": "0.0.0.0"}, "a loopback address"),
+        ({"host": "::"}, "a loopback address"),
+        ({"host": "kvwatt.example"}, "a loopback address"),
+        ({"host": "127.0.0.1.example"}, "a loopback address"),
+        (REMOTE | TLS, "api.token_file"),
+        (REMOTE | {"token_file": "/t"}, "api.tls_cert"),
+        ({"tls_cert": "/c"}, "api.tls_key: got 'nothing'"),
+        ({"tls_key": "/k"}, "api.tls_cert: got 'nothing'"),
+        ({"tcp": False}, "api.socket with the path"),
+        ({"socket_mode": "rw"}, "api.socket_mode"),
+        ({"socket": "relative"}, "absolute path"),
+        ({"read_access": "anybody"}, "'loopback', 'token' or 'open'"),
+        ({"writes_per_minute": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_an_interface_that_is_not_safe_is_refused(api: dict[str, object], told: str) -> None:
+    """What others can reach needs TLS and tokens, unless it is said that something else protects it."""
+    assert told in refusal(with_value("api", api))
+
+
+@pytest.mark.parametrize(
+    "api",
+    [
+        {"host": "localhost"},
+        {"host": "127.8.9.1"},
+        {"host": "::1"},
+        REMOTE | TLS | {"token_file": "/t"},
+        REMOTE | {"insecure_remote": True},
+        REMOTE | {"tcp": False, "socket": "/run/kvwatt-api/api.sock"},
+    ],
+)
+def test_an_interface_that_is_safe_is_accepted(api: dict[str, object]) -> None:
+    """Loopback, TLS with tokens, only a unix socket, or said to be protected otherwise."""
+    assert parse_config(with_value("api", api)).api.writes_per_minute == 60
+
+
 def test_instances_have_unique_names_and_gpus_one_owner() -> None:
     """Two instances share neither a name nor a GPU, and both slips are told at once."""
     data = with_value("instance", BASE["instance"] * 2)
