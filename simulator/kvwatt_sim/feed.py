@@ -73,6 +73,7 @@ class EngineFeed:
         self._sums = dict.fromkeys(("prompts", "generated", "finished"), 0.0)
         self._iterations, self._prompts, self._outputs = _Counts(TOKENS), _Counts(TOKENS), _Counts(TOKENS)
         self._ttft, self._tbt, self._itl, self._e2e = (_Counts(SECONDS) for _ in range(4))
+        self._started = 0.0  # requests with a first token: those that have finished, and the batch
         self._energy_j = 0.0
         self._read_s = start_s
 
@@ -89,7 +90,7 @@ class EngineFeed:
             observed_s=now_s,
             model_name="sim",
             engine="0",
-            running=max(round(self._batch), 0),
+            running=round(self._started - self._sums["finished"]),
             waiting=0,
             waiting_for_capacity=0,
             kv_usage=min(self._kv_tokens / self._shape.kv_capacity_tokens, 1.0),
@@ -141,6 +142,9 @@ class EngineFeed:
         self._prompts.add(prompts)
         self._outputs.add(outputs)
         noise = self._draw.lognormal(0.0, 0.1, len(prompts))
-        self._ttft.add(0.05 + prompts * 1e-4 * noise)
+        before, self._started = self._started, max(self._started, self._sums["finished"] + round(self._batch))
+        self._ttft.add(
+            [0.05 + 1e-4 * float(np.mean(prompts)) if len(prompts) else 0.1], self._started - before
+        )
         self._tbt.add(self._itl_s * noise)
         self._e2e.add(0.1 + outputs * self._itl_s * noise)
