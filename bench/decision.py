@@ -63,6 +63,7 @@ def _situation(rng: np.random.Generator, running: int) -> tuple[EngineState, Tra
     rate = float(rng.uniform(0.2, 3.0))
     traffic = Traffic(
         arrival_per_s=rate,
+        recent_per_s=rate,
         arrival_upper_per_s=1.3 * rate,
         dispersion=1.2,
         prompt_mean_tokens=1150.0,

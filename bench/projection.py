@@ -251,6 +251,7 @@ class Replay:
         prompt, output = moment.mean_prompt, moment.mean_output
         return Traffic(
             arrival_per_s=rate_per_s,
+            recent_per_s=rate_per_s,
             arrival_upper_per_s=rate_per_s,
             dispersion=max(self._rate.dispersion, 1.0),
             prompt_mean_tokens=prompt,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvwatt.operating import Factors
+from kvwatt.state import Metric
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyParams:
     """Operator's settings. `reaction_s`: longest time from a burst's arrival to the raised clock.
 
-    `reserve`: share of the permitted misses that is never planned to be spent.
+    Shares of the permitted misses that are never planned to be spent: `reserve`, and `burst_reserve` of the
+    promises that a burst breaks for everybody at once, at any clock (TTFT and TBT).
     """
 
     lower_dwell_s: float = 1.0
@@ -22,6 +24,10 @@ class PolicyParams:
     min_exposure_s: float = 3.0
     min_finished: float = 3.0
     reserve: float = 0.25
+    burst_reserve: float = 0.6
+
+    def reserve_of(self, metric: Metric) -> float:
+        return self.reserve if metric is Metric.E2E else self.burst_reserve
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from kvwatt.compiled import CompiledModel
 from kvwatt.length_classes import Requests
+from kvwatt.operating import Factors
 from kvwatt.present import RequestLengths
 from kvwatt.state import EngineShape, EngineState, Metric, Slo
 from kvwatt.traffic import PROMPT_LEVELS, Traffic
@@ -151,26 +152,35 @@ class Speeds:
     decode_s: FloatArray
     token_s: FloatArray  # per prompt token, on top of the decode step it rides with
     share: FloatArray  # of time that prompts to come take
+    full_step_s: FloatArray  # a step whose whole token budget is used, at the upper bound
     tbt_s: FloatArray
     power_w: FloatArray
 
 
 def speeds(
-    model: CompiledModel, batch: float, kv_each: float, traffic: Traffic, shape: EngineShape, factor: float
+    model: CompiledModel, batch: float, kv_each: float, traffic: Traffic, shape: EngineShape, factors: Factors
 ) -> Speeds:
-    """`factor`: what the model's times are multiplied by. `batch`: requests inside."""
+    """`batch`: requests inside."""
     size = min(max(batch, 1.0), float(shape.max_num_seqs))
     room = max(shape.max_num_batched_tokens - size, LEAST_CHUNK_TOKENS)
     chunk = min(max(traffic.prompt_mean_tokens, LEAST_CHUNK_TOKENS), room)
-    load = (np.array([size, size]), np.array([size * kv_each] * 2), np.array([0.0, chunk]))
-    decode_s, chunk_s = model.step_time_s(*load) * factor
-    decode_w, chunk_w = model.power_w(*load)
+    load = (np.full(3, size), np.full(3, size * kv_each), np.array([0.0, chunk, room]))
+    decode_s, chunk_s, full_s = model.step_time_s(*load) * factors.typical
+    decode_w, chunk_w = model.power_w(load[0][:2], load[1][:2], load[2][:2])
     token_s = np.maximum(chunk_s - decode_s, 0.0) / chunk
-    share = np.minimum(traffic.arrival_per_s * traffic.prompt_mean_tokens * token_s, MAX_PREFILL_SHARE)
+    share = np.minimum(traffic.recent_per_s * traffic.prompt_mean_tokens * token_s, MAX_PREFILL_SHARE)
     busy = 1.0 - np.exp(-max(batch, 0.05))
     busy_w = (1.0 - share) * decode_w + share * chunk_w
     power_w = busy * busy_w + (1.0 - busy) * model.idle_power_w()
-    return Speeds(decode_s, token_s, share, decode_s / (1.0 - share), power_w)
+    full_s *= factors.upper / factors.typical
+    return Speeds(decode_s, token_s, share, full_s, decode_s / (1.0 - share), power_w)
+
+
+def gap_misses(s: Speeds, traffic: Traffic, shape: EngineShape, limit_s: float) -> FloatArray:
+    """Share of the gaps between tokens above `limit_s`, (clocks,): of the steps, those that compute prompts,
+    where a full one takes longer."""
+    per_step = traffic.arrival_per_s * traffic.prompt_mean_tokens * s.tbt_s / shape.max_num_batched_tokens
+    return np.where(s.full_step_s > limit_s, np.minimum(per_step, 1.0), 0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -168,6 +168,7 @@ class Binding(StrEnum):
     TTFT = "ttft"
     TBT = "tbt"
     E2E = "e2e"
+    ITL = "itl"
     KV = "kv"
     ENERGY = "energy"  # lower is feasible but costs more energy
     LOWEST = "lowest"  # nothing: already the lowest permitted clock

@@ -29,6 +29,7 @@ from kvwatt.outlook import (
     Waits,
     cohort,
     expected_misses,
+    gap_misses,
     speeds,
     waits,
 )
@@ -55,6 +56,7 @@ class _Scene:
     misses: dict[Metric, FloatArray]
     costs_j: dict[Metric, FloatArray]  # price x misses beyond those at the top clock
     allowed: npt.NDArray[np.bool_]
+    smooth: npt.NDArray[np.bool_]  # the promise on single gaps is kept
     total_j: FloatArray
     traffic: Traffic
     standings: dict[Metric, Standing]
@@ -76,18 +78,33 @@ def decide_by_request(
     """A clock, or driver default with the reason. Same inputs, same decision."""
     those = cohort(now_s, state, traffic, shape, params.reaction_s)
     inside = float(state.running + state.waiting)
-    pace = speeds(model, inside, those.kv_each_tokens, traffic, shape, bounds.factors.typical)
+    pace = speeds(model, inside, those.kv_each_tokens, traffic, shape, bounds.factors)
     asked = _spread(len(model.clocks_mhz))
     wait = waits(those, pace, asked, traffic, shape.max_num_batched_tokens)
     misses = expected_misses(those, pace, asked, wait, lengths, slo, params.margin)
     standings = {
-        m: budget.standing(m, target, params.reserve, those.inside) for m, target in targets(slo).items()
+        m: budget.standing(m, target, params.reserve_of(m), those.inside)
+        for m, target in targets(slo).items()
     }
-    scene = _weigh(now_s, model, those, pace, wait, asked, misses, standings, traffic)
+    carries = pace.share < MAX_PREFILL_SHARE
+    smooth = _smooth(pace, traffic, shape, slo, params)
+    scene = _weigh(
+        now_s, model, those, pace, wait, asked, misses, standings, traffic, carries & smooth, smooth
+    )
     refused = _overload(scene)
     if refused is not None:
         return _default(scene, refused)
     return _choose(scene, applied, params)
+
+
+def _smooth(
+    pace: Speeds, traffic: Traffic, shape: EngineShape, slo: Slo, params: PolicyParams
+) -> npt.NDArray[np.bool_]:
+    """Clocks at which few enough gaps between tokens are too long."""
+    if slo.itl is None:
+        return np.ones(len(pace.power_w), dtype=np.bool_)
+    longer = gap_misses(pace, traffic, shape, slo.itl.limit_s)
+    return np.asarray(longer <= (1.0 - params.reserve) * (1.0 - slo.itl.quantile))
 
 
 def _spread(count: int) -> npt.NDArray[np.intp]:
@@ -105,18 +122,19 @@ def _weigh(
     at_asked: dict[Metric, FloatArray],
     standings: dict[Metric, Standing],
     traffic: Traffic,
+    allowed: npt.NDArray[np.bool_],
+    smooth: npt.NDArray[np.bool_],
 ) -> _Scene:
     columns = np.arange(len(model.clocks_mhz))
     power_range_w = float(pace.power_w.max() - pace.power_w.min())
     misses, costs_j = {}, {}
-    allowed = pace.share < MAX_PREFILL_SHARE
     total_j = pace.power_w * WORTH_S
     for metric, numbers in at_asked.items():
         misses[metric] = np.interp(columns, asked, numbers)
         lost = float(numbers[-1])
         beyond = misses[metric] - lost
         costs_j[metric] = standings[metric].price_j(power_range_w, lost) * beyond
-        allowed &= beyond <= ADDED_SHARE * those.inside
+        allowed = allowed & (beyond <= ADDED_SHARE * those.inside)
         total_j = total_j + costs_j[metric]
     return _Scene(
         now_s,
@@ -128,6 +146,7 @@ def _weigh(
         misses,
         costs_j,
         allowed,
+        smooth,
         np.where(allowed, total_j, np.inf),
         traffic,
         standings,
@@ -138,6 +157,8 @@ def _overload(scene: _Scene) -> str | None:
     """Why only the fastest drain will do."""
     if scene.pace.share[-1] >= MAX_PREFILL_SHARE:
         return "prompts arrive faster than the top clock computes them"
+    if not scene.smooth[-1]:
+        return "no clock keeps every promise (full steps break ITL even at the top)"
     for metric, misses in scene.misses.items():
         if misses[-1] > LOST_SHARE * scene.those.inside:
             told = f"{misses[-1]:.0f} of {scene.those.inside:.0f} requests miss {metric.upper()}"
@@ -190,6 +211,8 @@ def _why_not_lower(scene: _Scene, i: int) -> tuple[Binding, str]:
         return Binding.LOWEST, "the lowest permitted clock"
     below = scene.clocks_mhz[i - 1]
     more_j = {m: float(cost[i - 1] - cost[i]) for m, cost in scene.costs_j.items()}
+    if not scene.smooth[i - 1]:
+        return Binding.ITL, f"{below} MHz would break ITL: a full step takes too long"
     saved_w = float(scene.pace.power_w[i] - scene.pace.power_w[i - 1])
     worst = max(more_j, key=more_j.__getitem__, default=None)
     if worst is None or more_j[worst] <= 0.0 or saved_w <= 0.0:
@@ -201,7 +224,7 @@ def _why_not_lower(scene: _Scene, i: int) -> tuple[Binding, str]:
 
 
 def _decision(scene: _Scene, clock_mhz: int | None, i: int, binding: Binding, reason: str) -> Decision:
-    lower_breaks = binding in (Binding.TTFT, Binding.TBT, Binding.E2E)
+    lower_breaks = binding in (Binding.TTFT, Binding.TBT, Binding.E2E, Binding.ITL)
     batch = scene.traffic.arrival_per_s * scene.traffic.output_mean_tokens * float(scene.pace.tbt_s[i])
     return Decision(
         decided_s=scene.now_s,

@@ -41,6 +41,7 @@ class Traffic:
 
     arrival_per_s: float
     arrival_upper_per_s: float
+    recent_per_s: float  # of the last seconds alone: noisier, and sooner aware of a change
     dispersion: float  # variance / mean of arrival counts; 1 = Poisson
     prompt_mean_tokens: float  # to be computed: prefix-cache hits are taken off
     prompt_sd_tokens: float
@@ -261,6 +262,7 @@ class TrafficEstimator:
         return Traffic(
             arrival_per_s=max(self._rate.per_s, self._slow_rate.per_s),
             arrival_upper_per_s=self._rate.upper_per_s(z),
+            recent_per_s=self._rate.per_s,
             dispersion=max(self._rate.dispersion, 1.0),
             prompt_mean_tokens=self.prompts.mean_tokens * (1.0 - cached),
             prompt_sd_tokens=_spread(prompt_quantiles) * (1.0 - cached),

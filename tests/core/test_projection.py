@@ -30,6 +30,7 @@ class Exponential:
 def traffic(arrival_per_s: float, mean: float = 200.0, prompt: float = 1000.0) -> Traffic:
     return Traffic(
         arrival_per_s=arrival_per_s,
+        recent_per_s=arrival_per_s,
         arrival_upper_per_s=arrival_per_s * 1.3,
         dispersion=1.0,
         prompt_mean_tokens=prompt,

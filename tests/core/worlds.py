@@ -51,6 +51,7 @@ def traffic(
     outputs = -output_mean * np.log1p(-np.minimum(SHORT_LEVELS, 0.99))
     return Traffic(
         arrival_per_s=arrival_per_s,
+        recent_per_s=arrival_per_s,
         arrival_upper_per_s=1.2 * arrival_per_s + 0.1,
         dispersion=1.2,
         prompt_mean_tokens=prompt_mean,
