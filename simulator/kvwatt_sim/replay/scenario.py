@@ -72,8 +72,8 @@ class Capacity:
 
 def plant(name: str) -> Card:
     """The card called `l20`, `a100-tp2`, `h200` ... Raises ScenarioError."""
-    base, _, tp = name.partition("-tp")
-    if base not in cards.names() or (tp and not tp.isdigit()):
+    base, dash, tp = name.partition("-tp")
+    if base not in cards.names() or (dash and not tp.isdecimal()):
         known = ", ".join(cards.names())
         raise ScenarioError(f"plant = {name!r}: one of {known} is accepted, with -tpN for N GPUs")
     try:
