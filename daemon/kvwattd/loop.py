@@ -293,6 +293,7 @@ class Daemon:
                 continue
             for run in self.runs.values():
                 run.on_gpu(samples, self._reader.failures)
+                run.on_energy(self._reader.accounts())
                 self.recording.on_gpu(run)
             await asyncio.sleep(GPU_PERIOD_S)
 
