@@ -1,6 +1,6 @@
-"""kvwatt beside the best fixed clock and the best found on seeds for tuning: seconds to a minute a case.
+"""kvwatt beside the best fixed clock and the best found on seeds for tuning: a minute a case.
 
-    python bench/energy_try.py [PLANT TRACE SLO LOAD] [--seeds 101 102] [--minutes 20] [--policies ...]
+    python bench/energy_try.py [PLANT TRACE SLO LOAD] [--seeds 101 102] [--minutes 60] [--policies ...]
 
 Nothing printed here is a result: seeds below 100 are for scoring and refused.
 """
@@ -31,7 +31,7 @@ def main() -> None:
     for column in ("seed", "policy", "requests", "saved %", "kept %", "changes"):
         table.add_column(column)
     for task, row in rows.items():
-        top = rows[Task(*task.case, task.minutes, "max")]
+        top = rows[Task(*case, task.seed, task.minutes, "max")]
         table.add_row(str(task.seed), task.policy, *_cells(row, top))
     Console().print(table)
 
@@ -50,7 +50,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("slo", nargs="?", default="paper")
     parser.add_argument("load", nargs="?", type=float, default=0.75)
     parser.add_argument("--seeds", nargs="+", type=int, default=[101])
-    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--policies", nargs="+", default=POLICIES)
     parser.add_argument("--jobs", type=int, default=1)
     return parser.parse_args()

@@ -18,7 +18,7 @@ from kvwatt_sim.replay.rivals import RIVALS
 from kvwatt_sim.replay.rivals.hindsight import best_clock, best_fixed
 from kvwatt_sim.replay.scenario import Case
 
-ORACLE_ROUNDS = 600
+ORACLE_ROUNDS = 400
 
 Policy = Callable[[Case], Outcome]
 
