@@ -14,8 +14,8 @@ from kvwattd.config import Config, InstanceConfig
 from kvwattd.config_checks import cross_problems
 from kvwattd.config_errors import ConfigError, ConfigProblem
 
-RESTART_SECTIONS = ("api", "guard", "model", "tap")
-RESTART_KEYS = ("daemon.state_dir",)
+LIVE_SECTIONS = frozenset({"daemon", "slo", "policy", "instance"})
+RESTART_KEYS = frozenset({"daemon.state_dir"})
 # Changed in place; any other change of an instance is another instance.
 IN_PLACE = frozenset({"slo", "poll_s", "scrape_deadline_s"})
 
@@ -47,8 +47,8 @@ def change_between(running: Config, wanted: Config) -> ConfigChange:
     names = {item.name for item in kept}
     return ConfigChange(
         config=merged,
-        applied=tuple(key for key in keys if not _needs_restart(key)),
-        restart=tuple(key for key in keys if _needs_restart(key)),
+        applied=tuple(key for key in keys if not needs_restart(key)),
+        restart=tuple(key for key in keys if needs_restart(key)),
         dismissed=tuple(name for name in old if name not in names),
         admitted=tuple(item for item in wanted.instances if item.name not in names),
         kept=kept,
@@ -57,12 +57,13 @@ def change_between(running: Config, wanted: Config) -> ConfigChange:
 
 def _merged(running: Config, wanted: Config) -> Config:
     daemon = wanted.daemon.model_copy(update={"state_dir": running.daemon.state_dir})
-    held = {section: getattr(running, section) for section in RESTART_SECTIONS}
+    held = {name: getattr(running, name) for name in Config.model_fields if name not in LIVE_SECTIONS}
     return wanted.model_copy(update={"daemon": daemon, **held})
 
 
-def _needs_restart(key: str) -> bool:
-    return key.split(".")[0] in RESTART_SECTIONS or key in RESTART_KEYS
+def needs_restart(key: str) -> bool:
+    """Whether a change of this key has to wait; `key` as in `ConfigChange.restart`."""
+    return not key.startswith(tuple(LIVE_SECTIONS)) or key in RESTART_KEYS
 
 
 def _same(before: InstanceConfig, after: InstanceConfig) -> bool:

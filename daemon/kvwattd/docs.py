@@ -23,7 +23,7 @@ from kvwattd.api.prometheus import DURATION
 from kvwattd.api.series import GPU_SERIES, INSTANCE_SERIES, STATUS_SERIES, Series
 from kvwattd.api.tokens import TokenFile
 from kvwattd.config import Config, InstanceConfig
-from kvwattd.config_change import IN_PLACE, RESTART_KEYS, RESTART_SECTIONS
+from kvwattd.config_change import IN_PLACE, needs_restart
 from kvwattd.config_errors import nested_model
 
 EXAMPLE = Path("deploy/kvwatt.example.toml")
@@ -81,7 +81,7 @@ def _default(model: type[BaseModel], name: str) -> str:
 
 def _effect(key: str) -> str:
     section, _, rest = key.partition(".")
-    if section in RESTART_SECTIONS or key in RESTART_KEYS:
+    if needs_restart(key):
         return "after a restart"
     if section == "instance" and rest.split(".")[0] in set(InstanceConfig.model_fields) - IN_PLACE:
         return "at once, as another instance"

@@ -198,9 +198,9 @@ class Daemon:
         return tuple(sorted(clock for clock in common if low <= clock <= high))
 
     async def _ticks(self) -> None:
-        period_s = self.config.daemon.tick_s
         due_s = self.now()
         while True:
+            period_s = self.config.daemon.tick_s
             self.tick(self.now())
             due_s += period_s
             late_s = self.now() - due_s

@@ -41,6 +41,7 @@ def changed(**keys: object) -> Config:
         ({"daemon__state_dir": "/tmp/other"}, (), ("daemon.state_dir",)),
         ({"model__reload_s": 1.0}, (), ("model.reload_s",)),
         ({"tap__socket": "/run/tap.sock"}, (), ("tap.socket",)),
+        ({"record__max_mb": 7}, (), ("record.max_mb",)),
         ({}, (), ()),
     ],
 )
