@@ -1,4 +1,4 @@
-"""What the driver says holds an instance's GPUs back, told in the log when it begins and not at every reading."""
+"""What the driver says holds an instance's GPUs back, told in the log when it begins, not at each reading."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from kvwatt.state import GpuSample
 from kvwattd.guard.obedience import limited_by
 
 QUIET_S = 60.0  # a reason that was told of less long ago is the same episode: a power cap comes and goes
+
+
+def held_back(samples: Iterable[GpuSample]) -> bool:
+    """Whether heat, a power cap or the like moves a clock about: what is measured then is of no one clock."""
+    return any(limited_by(sample.event_reasons) for sample in samples)
 
 
 class HoldBacks:

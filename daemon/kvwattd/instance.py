@@ -16,11 +16,13 @@ from kvwatt.policy import NO_BUDGET, Applied, Budget, PolicyParams, decide
 from kvwatt.state import Binding, Decision, EngineShape, EngineSnapshot, GpuSample, Slo
 from kvwattd.config import InstanceConfig, Mode
 from kvwattd.durations import Durations
+from kvwattd.holdbacks import HoldBacks
 from kvwattd.latency_monitor import LatencyMonitor
 from kvwattd.observation import Observation
 from kvwattd.promises import Promises
 from kvwattd.regime import DECIDES, Facts, Regime, Standing, advance
 from kvwattd.savings import Savings
+from kvwattd.telemetry.energy_counter import EnergyReading, new_doubts
 from kvwattd.telemetry.gpu import GpuInfo
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class InstanceRuntime:
     model: ModelSlot = field(default_factory=ModelSlot)
     gpus: tuple[GpuInfo, ...] = ()
     samples: dict[str, GpuSample] = field(default_factory=dict)
+    energy: dict[str, EnergyReading] = field(default_factory=dict)  # by UUID
     gpu_fault: str | None = None
     override: Override | None = None
     standing: Standing = field(default_factory=lambda: Standing(Regime.STARTING, 0.0, "starting"))
@@ -83,6 +86,7 @@ class InstanceRuntime:
     latencies: LatencyMonitor = field(default_factory=LatencyMonitor)
     promises: Promises = field(default_factory=Promises)
     _guard_alarm: str | None = None
+    holdbacks: HoldBacks = field(default_factory=HoldBacks)
     _actuation_fault: tuple[str, float] | None = None  # with the moment of the next try
     _refusals: int = 0
     _trusted_since_s: float = 0.0
@@ -121,6 +125,8 @@ class InstanceRuntime:
             return
         mine = {info.uuid: samples[info.uuid] for info in self.gpus}
         before, self.samples, self.gpu_fault = self.samples, mine, None
+        for line in self.holdbacks.begun(mine.values()):
+            log.warning("instance %s: %s", self.name, line)
         self.observation.progress.on_gpu(
             min(s.observed_s for s in mine.values()), min(s.utilization for s in mine.values())
         )
@@ -130,7 +136,10 @@ class InstanceRuntime:
 
     def on_page(self, page: EngineSnapshot, layout: str | None = None) -> None:
         """Fold in an accepted page: what is observed, how promises are kept, whether forecasts held."""
+        before = self.observation.snapshot
         self.observation.on_page(page, layout)
+        if page.asleep != (before is not None and before.asleep):
+            log.info("instance %s: the engine %s", self.name, "sleeps" if page.asleep else "is awake")
         if page is self.observation.first:
             self.latencies.restart()
             self.promises.restart()
@@ -138,6 +147,14 @@ class InstanceRuntime:
         self.latencies.on_page(page, forecast, self.slo)
         self.promises.on_page(page, self.slo, self.observation.judged)
         self._budget = Budget(self.promises.budget(page.observed_s, self.slo))
+
+    def on_energy(self, accounts: Mapping[str, EnergyReading]) -> None:
+        """What stands behind the energy figures; a doubt about a counter is told when it begins."""
+        mine = {info.uuid: accounts[info.uuid] for info in self.gpus if info.uuid in accounts}
+        for uuid, account in mine.items():
+            for doubt in new_doubts(self.energy.get(uuid), account):
+                log.warning("instance %s: GPU %s: energy: %s", self.name, uuid, doubt)
+        self.energy = mine
 
     def on_gpu_error(self, reason: str) -> None:
         self.gpu_fault = reason

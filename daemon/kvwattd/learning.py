@@ -20,6 +20,7 @@ from kvwatt.residual import MIN_ITERATIONS
 from kvwatt.samples import Sample, SampleRing
 from kvwatt.state import GpuSample
 from kvwatt.traffic import Interval
+from kvwattd.holdbacks import held_back
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Learner:
         if served != self.served:
             self._forget(served)
         usable = step is not None and step.busy and step.iterations >= MIN_ITERATIONS and step.itl_count > 0
+        steady = steady and not held_back(samples.values())
         if step is None or not usable or not steady or not samples or step.itl_sum_s <= 0:
             self._span = None
             return
@@ -126,6 +128,8 @@ class SampleLog:
     def observe(self, name: str, step: Interval | None, samples: Mapping[str, GpuSample], tp: int) -> None:
         """Keep one interval; idle ones and those too short to mean anything teach nothing."""
         if step is None or not step.busy or step.iterations < MIN_ITERATIONS or not samples:
+            return
+        if held_back(samples.values()):
             return
         if self.rows(name) < MAX_ROWS:
             self._pending.setdefault(name, []).append(_row(step, samples, tp))

@@ -18,6 +18,7 @@ from kvwatt.length_classes import FinishedRequest
 from kvwatt.lengths import LengthModel
 from kvwatt.state import EngineSnapshot, EngineState, GpuSample, Histogram, RequestState, Slo
 from kvwatt.traffic import Interval, Traffic, TrafficEstimator, aged, kv_capacity_tokens
+from kvwattd.holdbacks import held_back
 from kvwattd.progress import Progress
 from kvwattd.promises import ENDED, Judged
 from kvwattd.step_check import StepCheck
@@ -89,8 +90,8 @@ class Observation:
         self.tap.on_page(snapshot)
         steps, finished = self.tap.take_steps(), self.tap.take_finished()
         waits_s = self.tap.take_first_tokens_s()
-        trusted = self.tap.fault() is None
-        self._steps = steps if trusted else []
+        self._steps = steps if self.tap.fault() is None else []
+        trusted = self.tap.doubt() is None
         self.judged = Judged(waits_s, finished) if trusted else None
         if trusted:
             self.estimator.learn_requests([_learned(item) for item in finished])
@@ -139,6 +140,8 @@ class Observation:
         """Compare the latest busy seconds with the model, at the clock the GPUs really ran."""
         step, snapshot = self.interval, self.snapshot
         if step is None or snapshot is None or not samples or not clock_steady:
+            return
+        if held_back(samples.values()):
             return
         clock_mhz = min(sample.clock_mhz for sample in samples.values())
         self.check.interval(compiled, snapshot, step, self._steps, clock_mhz, self.chunk_tokens())

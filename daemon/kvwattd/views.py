@@ -10,6 +10,7 @@ from kvwattd.api.schemas import (
     AttainmentView,
     DecisionView,
     DurationView,
+    EnergyAccountView,
     GpuView,
     GuardView,
     InstanceView,
@@ -34,6 +35,7 @@ from kvwattd.guard_link import GuardLink
 from kvwattd.instance import InstanceRuntime, Recorded
 from kvwattd.model_versions import SHIPPED, Version
 from kvwattd.observation import Observation
+from kvwattd.telemetry.energy_counter import EnergyReading
 
 Unix = Callable[[float], float]  # monotonic seconds -> unix seconds
 
@@ -93,6 +95,7 @@ def gpu_views(run: InstanceRuntime, now_s: float) -> list[GpuView]:
                 clock_actual_mhz=sample.clock_mhz,
                 power_w=sample.power_w,
                 energy_j=sample.energy_j,
+                energy=energy_view(run.energy.get(info.uuid)),
                 temperature_c=sample.temperature_c,
                 utilization=sample.utilization,
                 event_reasons=sample.event_reasons,
@@ -100,6 +103,20 @@ def gpu_views(run: InstanceRuntime, now_s: float) -> list[GpuView]:
             )
         )
     return views
+
+
+def energy_view(account: EnergyReading | None) -> EnergyAccountView | None:
+    if account is None:
+        return None
+    return EnergyAccountView(
+        estimated_j=account.estimated_j,
+        resets_total=account.resets,
+        refused_total=account.refused,
+        frozen_total=account.frozen,
+        gaps_total=account.gaps,
+        disagreements_total=account.disagreements,
+        disagrees=account.disagrees,
+    )
 
 
 def projection_view(run: InstanceRuntime) -> ProjectionView | None:
@@ -231,7 +248,7 @@ def decision_view(name: str, recorded: Recorded, unix: Unix) -> DecisionView:
 
 
 def guard_view(link: GuardLink, needed: bool, now_s: float) -> GuardView:
-    hello = link.hello
+    hello, seen = link.hello, link.status
     if not needed:
         return GuardView(state="unused", errors_total=link.errors)
     left = hello.lease_s - (now_s - link.renewed_s) if hello and link.renewed_s is not None else None
@@ -242,6 +259,10 @@ def guard_view(link: GuardLink, needed: bool, now_s: float) -> GuardView:
         lease_left_s=left,
         errors_total=link.errors,
         last_error=link.last_error,
+        alarms={gpu.uuid: gpu.alarm for gpu in seen.gpus if gpu.alarm} if seen else {},
+        yields_total=seen.yields if seen else None,
+        disobeyed_total=seen.disobeyed if seen else None,
+        driver_reloads_total=seen.driver_reloads if seen else None,
     )
 
 

@@ -15,6 +15,8 @@ BASE_UNITS = ("_seconds", "_hertz", "_watts", "_joules", "_celsius", "_ratio", "
 # Plain counts, states and information have no unit.
 UNITLESS = (
     "kvwatt_build_info",
+    "kvwatt_guard_alarms",
+    "kvwatt_gpu_energy_alarm",
     "kvwatt_config_reload_success",
     "kvwatt_config_restart_pending",
     "kvwatt_settings_over_rest",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvwattd.telemetry.energy_counter import EnergyCounter
+from kvwattd.telemetry.energy_counter import EnergyCounter, new_doubts
 
 steps = st.lists(st.tuples(st.floats(0.01, 100.0), st.integers(0, 10**12), st.floats(0.0, 300.0)), min_size=2)
 
@@ -99,6 +99,29 @@ def test_a_gap_is_counted_and_not_compared() -> None:
     reading = counter.update(62.0, 3_200_000, 300.0)
     assert reading.disagrees
     assert reading.disagreements == 1
+
+
+def test_doubts_are_told_when_they_begin() -> None:
+    """A reset, a jump, a frozen counter and a disagreement each give one line, once."""
+    counter = EnergyCounter(300.0)
+    readings = [counter.update(0.0, 0, 100.0)]
+    said = []
+    for t_s, value_mj, power_w in (
+        (2.0, 200_000, 100.0),  # as it should be
+        (4.0, 400_000, 150.0),  # 100 W by the counter
+        (6.0, 600_000, 150.0),
+        (8.0, 90_000_000, 150.0),
+        (10.0, 5, 150.0),
+        (12.0, 5, 150.0),
+        (14.0, 5, 150.0),
+    ):
+        readings.append(counter.update(t_s, value_mj, power_w))
+        said.append([doubt.split(";")[0] for doubt in new_doubts(readings[-2], readings[-1])])
+    assert [len(told) for told in said] == [0, 1, 0, 1, 1, 1, 0]
+    assert "differ by more than a tenth: 100 W by the counter" in said[1][0]
+    assert "grew by more than the GPU can draw" in said[3][0]
+    assert "began anew" in said[4][0]
+    assert "stands still" in said[5][0]
 
 
 def test_same_time_twice() -> None:

@@ -40,6 +40,23 @@ class EnergyReading:
     disagreements: int  # windows in which they did
 
 
+def new_doubts(before: EnergyReading | None, now: EnergyReading) -> list[str]:
+    """What began between two readings and makes the figures less certain, in words."""
+    if before is None:
+        return []
+    doubts = []
+    if now.resets > before.resets:
+        doubts.append("the counter began anew; power x time bridges the gap, as an estimate")
+    if now.refused > before.refused:
+        doubts.append("the counter grew by more than the GPU can draw; power x time is taken, as an estimate")
+    if now.frozen and not before.frozen:
+        doubts.append("the counter stands still under power; power x time is taken, as an estimate")
+    if now.disagrees and not before.disagrees and not before.disagreements:
+        told = f"{now.counter_power_w:.0f} W by the counter, {now.reported_power_w:.0f} W reported"
+        doubts.append(f"counter and power differ by more than a tenth: {told}")
+    return doubts
+
+
 class EnergyCounter:
     """Feed it every reading of one GPU, in order."""
 

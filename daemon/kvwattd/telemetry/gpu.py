@@ -106,6 +106,11 @@ class GpuReader:
                 return gpu.energy.reading()
         raise KeyError(uuid)
 
+    def accounts(self) -> dict[str, EnergyReading]:
+        """The same of every GPU, by UUID."""
+        gpus = self._gpus.values()
+        return {gpu.info.uuid: gpu.energy.reading() for gpu in gpus if gpu.info and gpu.energy}
+
     def close(self) -> None:
         """Let the threads end; never waits for them. NVML is left to the end of the process."""
         for gpu in self._gpus.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,10 +23,27 @@ START_DEADLINE_S = 2.0
 
 
 class Life:
-    """Shared by all parts of one guard."""
+    """Shared by all parts of one guard. A process is gone only when its calls into the driver have ended."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
         self.over = False
+
+    @property
+    def gone(self) -> bool:
+        with self._lock:
+            return self.over and not self._calls
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self.over:
+                raise NvmlCallError(Code.NVML, "this guard is dead")
+            self._calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._calls -= 1
 
 
 class MortalSetter:
@@ -36,21 +54,20 @@ class MortalSetter:
         self._setter = setter
 
     def check(self, floor_mhz: int, target_mhz: int) -> None:
-        self._living().check(floor_mhz, target_mhz)
+        with self._life:
+            self._setter.check(floor_mhz, target_mhz)
 
     def set_range(self, floor_mhz: int, target_mhz: int) -> None:
-        self._living().set_range(floor_mhz, target_mhz)
+        with self._life:
+            self._setter.set_range(floor_mhz, target_mhz)
 
     def reset(self) -> None:
-        self._living().reset()
+        with self._life:
+            self._setter.reset()
 
     def read(self) -> Readback:
-        return self._living().read()
-
-    def _living(self) -> ClockSetter:
-        if self._life.over:
-            raise NvmlCallError(Code.NVML, "this guard is dead")
-        return self._setter
+        with self._life:
+            return self._setter.read()
 
 
 class MortalStateFile(StateFile):
@@ -61,9 +78,11 @@ class MortalStateFile(StateFile):
         self._life = life
 
     def save(self, uuids: Iterable[str]) -> None:
-        if self._life.over:
-            raise StateFileError("this guard is dead")
-        super().save(uuids)
+        try:
+            with self._life:
+                super().save(uuids)
+        except NvmlCallError as error:
+            raise StateFileError(str(error)) from None
 
 
 class MortalGuard:
@@ -106,6 +125,8 @@ class MortalGuard:
         """As by SIGKILL."""
         self._life.over = True
         self.server.stopping.set()
+        while not self._life.gone:  # noqa: ASYNC110  # threads end it
+            await asyncio.sleep(0.002)
         if self._tick is not None:
             self._tick.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -36,6 +36,7 @@ from kvwattd.api.schemas.models import (
     RollbackRequest,
 )
 from kvwattd.api.schemas.observed import (
+    EnergyAccountView,
     GpuView,
     ProgressView,
     ProjectionView,
@@ -66,6 +67,7 @@ __all__ = [
     "ConfigStateView",
     "DecisionView",
     "DurationView",
+    "EnergyAccountView",
     "ForecastView",
     "GpuView",
     "GuardState",

@@ -9,6 +9,18 @@ from pydantic import Field
 from kvwattd.api.schemas.base import View
 
 
+class EnergyAccountView(View):
+    """How far the energy counter can be trusted; `estimated_j` is power x time, in the counter's stead."""
+
+    estimated_j: float = 0.0
+    resets_total: int = 0
+    refused_total: int = Field(0, description="deltas above what the GPU can draw")
+    frozen_total: int = Field(0, description="readings at which it stood still under power")
+    gaps_total: int = Field(0, description="stretches without a reading")
+    disagreements_total: int = Field(0, description="windows in which counter and power differed")
+    disagrees: bool = Field(False, description="counter and power differ by more than a tenth")
+
+
 class GpuView(View):
     uuid: str
     name: str = ""
@@ -16,6 +28,7 @@ class GpuView(View):
     clock_actual_mhz: int | None = None
     power_w: float | None = None
     energy_j: float | None = Field(None, description="sum of energy counter deltas since the daemon started")
+    energy: EnergyAccountView | None = Field(None, description="what stands behind energy_j")
     temperature_c: float | None = None
     utilization: float | None = None
     event_reasons: int | None = Field(None, description="NVML clocks event reasons, bit mask")

@@ -26,6 +26,10 @@ class GuardView(View):
     lease_left_s: float | None = None
     errors_total: int = 0
     last_error: str | None = None
+    alarms: dict[str, str] = Field(default_factory=dict, description="UUID: why the guard leaves it alone")
+    yields_total: int | None = Field(None, description="times that another program's clock was found")
+    disobeyed_total: int | None = Field(None, description="times that a GPU did not run at what was set")
+    driver_reloads_total: int | None = Field(None, description="times that a lock was lost with the driver")
 
 
 class InstanceView(View):

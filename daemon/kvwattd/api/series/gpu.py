@@ -23,6 +23,19 @@ def _reasons(gpu: GpuView) -> Samples:
     ]
 
 
+def _energy_faults(gpu: GpuView) -> Samples:
+    e = gpu.energy
+    if e is None:
+        return []
+    return [
+        (("reset",), e.resets_total),
+        (("refused",), e.refused_total),
+        (("frozen",), e.frozen_total),
+        (("gap",), e.gaps_total),
+        (("disagrees",), e.disagreements_total),
+    ]
+
+
 GPU_SERIES: tuple[Series[GpuView], ...] = (
     one(
         "kvwatt_gpu_clock_target_hertz",
@@ -40,6 +53,23 @@ GPU_SERIES: tuple[Series[GpuView], ...] = (
     one("kvwatt_gpu_power_watts", "Power drawn, in watts.", lambda g: g.power_w),
     count(
         "kvwatt_gpu_energy_joules", "Energy used since the daemon started, in joules.", lambda g: g.energy_j
+    ),
+    count(
+        "kvwatt_gpu_energy_estimated_joules",
+        "Part of the energy that no counter vouches for: power times time, in joules.",
+        lambda g: g.energy.estimated_j if g.energy else None,
+    ),
+    Series(
+        "kvwatt_gpu_energy_counter_faults",
+        "Times that the energy counter could not be taken as it was, by what was wrong with it.",
+        _energy_faults,
+        ("fault",),
+        counter=True,
+    ),
+    one(
+        "kvwatt_gpu_energy_alarm",
+        "1 while energy counter and power differ by more than a tenth, else 0.",
+        lambda g: g.energy.disagrees if g.energy else None,
     ),
     one("kvwatt_gpu_temperature_celsius", "Temperature, in degrees Celsius.", lambda g: g.temperature_c),
     one(

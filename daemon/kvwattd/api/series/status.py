@@ -37,6 +37,26 @@ STATUS_SERIES: tuple[Series[StatusView], ...] = (
         "kvwatt_guard_errors", "Requests that the guard refused or missed.", lambda v: v.guard.errors_total
     ),
     one(
+        "kvwatt_guard_alarms",
+        "GPUs that the guard leaves alone now: another program's clock, or one that was not obeyed.",
+        lambda v: len(v.guard.alarms),
+    ),
+    count(
+        "kvwatt_guard_yields",
+        "Times that the guard found another program's clock and left the GPU to it.",
+        lambda v: v.guard.yields_total,
+    ),
+    count(
+        "kvwatt_guard_clocks_not_obeyed",
+        "Times that a GPU did not run at the clock that was set, and was reset.",
+        lambda v: v.guard.disobeyed_total,
+    ),
+    count(
+        "kvwatt_guard_driver_reloads",
+        "Times that a clock was lost to a driver reload.",
+        lambda v: v.guard.driver_reloads_total,
+    ),
+    one(
         "kvwatt_guard_lease_remaining_seconds",
         "Time until the guard resets clocks unless the lease is renewed, in seconds.",
         lambda v: v.guard.lease_left_s,
