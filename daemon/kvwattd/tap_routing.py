@@ -22,10 +22,11 @@ def addressee(record: Record, runs: Iterable[InstanceRuntime]) -> InstanceRuntim
 
 
 def _may_be_of(record: Record, run: InstanceRuntime) -> bool:
-    if run.config.engine is not None and run.config.engine != str(record.engine):
+    page = run.observation.snapshot
+    engine = run.config.engine or (page.engine if page else None)
+    if engine is not None and engine != str(record.engine):
         return False
     if record.instance:
         return record.instance == run.name
-    page = run.observation.snapshot
     model = run.config.model_name or (page.model_name if page else None)
     return model is not None and model == record.model

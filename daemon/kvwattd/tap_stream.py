@@ -160,11 +160,16 @@ class TapStream:
         self.state = None
 
     def fault(self) -> str | None:
-        """Why the tap is not relied on, None while it is."""
+        """Why the tap is not relied on for steps and the engine's state, None while it is."""
+        doubt = self.doubt()
+        if doubt is None and self._servers > 1:
+            return f"{self._servers} API servers: each sees a part of every step"
+        return doubt
+
+    def doubt(self) -> str | None:
+        """Why what it tells of single requests is not relied on; several API servers tell it together."""
         if self.last_s is None:
             return "no record has come"
-        if self._servers > 1:
-            return f"{self._servers} API servers: each sees a part of every step"
         if self._agrees is None:
             return "being compared with the metrics page"
         if not self._agrees:

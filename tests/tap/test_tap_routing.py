@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tap_records import record
+from test_tap_stream import page
 
 from kvwatt.policy import PolicyParams
 from kvwattd.config import parse_config
@@ -41,6 +43,16 @@ def test_without_a_name_model_and_engine_tell() -> None:
     assert addressee(record(engine=1), ranks).name == "b"
     models = runs({"model_name": "other"}, {"model_name": "tiny"})
     assert addressee(record(), models).name == "b"
+
+
+def test_the_page_tells_which_engine_an_instance_is() -> None:
+    """Data parallel: another rank's records are not mixed in, named or not."""
+    (run,) = runs({"model_name": "tiny"})
+    run.observation.on_page(replace(page(0.0, 0.0), engine="1"))
+    for named in ("", "a"):
+        assert addressee(record(engine=1, instance=named), [run]).name == "a"
+        with pytest.raises(TapError):
+            addressee(record(engine=0, instance=named), [run])
 
 
 @pytest.mark.parametrize(
