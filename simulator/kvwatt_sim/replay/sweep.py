@@ -61,7 +61,7 @@ def _on_cluster(jobs: Sequence[Job], traces: Traces, scheduler: str) -> Iterator
     except ImportError as error:
         raise ClusterError(f"{error.name} is not installed: pip install 'kvwatt[fleet]'") from error
     try:
-        client = distributed.Client(scheduler, timeout=CONNECT_S, set_as_default=False)
+        client = distributed.Client(scheduler, timeout=CONNECT_S, set_as_default=True)
     except (OSError, ValueError) as error:
         raise ClusterError(f"no Dask scheduler at {scheduler}: {error}") from error
     with client:
