@@ -54,6 +54,16 @@ async def test_hello(stage: GuardStage) -> None:
     await client.close()
 
 
+@pytest.mark.parametrize(("newest", "spoken"), [(1, 1), (2, 2), (9, 2)])
+async def test_versions(stage: GuardStage, newest: int, spoken: int) -> None:
+    """The older of both sides' newest version is spoken."""
+    await stage.start()
+    raw = await Raw.open(stage.socket, hello=False)
+    reply = await raw.ask({"id": 1, "op": "hello", "v": newest, "role": "control"})
+    assert (reply["ok"], reply["version"]) == (True, spoken)
+    await raw.close()
+
+
 async def test_socket_mode(stage: GuardStage) -> None:
     """The socket is the owner's alone unless told otherwise."""
     await stage.start()

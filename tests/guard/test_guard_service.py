@@ -135,6 +135,25 @@ async def test_a_hung_shutdown_does_not_hold_the_end_up(stage: GuardStage) -> No
     await client.close()
 
 
+async def test_an_init_that_hangs(stage: GuardStage) -> None:
+    """While nvmlInit hangs the guard starts, answers and refuses sets; afterwards it sets."""
+    stage.gpus.inject(0, Fault("nvmlInit", hang_s=300.0))
+    await stage.start()
+    client = GuardClient(stage.socket, timeout_s=5.0)
+    await client.connect()
+    with pytest.raises(GuardError, match=UUIDS[0]):
+        await client.set_clocks(UUIDS[:1], 300, 900)
+    stage.gpus.clear_faults(0)
+    for _ in range(200):
+        try:
+            await client.set_clocks(UUIDS[:1], 300, 900)
+            break
+        except GuardError:
+            await asyncio.sleep(0.05)
+    assert stage.locks()[0] == (300, 900)
+    await client.close()
+
+
 async def test_no_driver(stage: GuardStage) -> None:
     """Without an NVML library the guard starts and answers every set with the reason."""
     stage.environment["LD_LIBRARY_PATH"] = "/nonexistent"
