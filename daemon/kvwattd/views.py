@@ -199,7 +199,7 @@ def telemetry_view(run: InstanceRuntime, now_s: float) -> TelemetryView:
 
 
 def tap_view(seen: Observation, now_s: float) -> TapView:
-    tap = seen.tap
+    tap, drift = seen.tap, seen.estimator.by_class.drift
     return TapView(
         age_s=now_s - tap.last_s if tap.last_s is not None else None,
         records_total=tap.records,
@@ -208,6 +208,7 @@ def tap_view(seen: Observation, now_s: float) -> TapView:
         unused=tap.fault(),
         period_s=tap.period_s,
         progress=progress_view(seen),
+        length_drift_ratio=drift.distance / drift.threshold,
     )
 
 

@@ -85,6 +85,9 @@ class TapView(View):
     unused: str | None = Field(None, description="why the poll is used instead; null while the tap is used")
     period_s: float | None = Field(None, description="about the longest recent step: so late is a burst seen")
     progress: ProgressView = ProgressView()
+    length_drift_ratio: float = Field(
+        0.0, description="newest output lengths against those before; above 1 they have changed"
+    )
 
 
 class TelemetryView(View):

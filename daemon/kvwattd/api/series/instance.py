@@ -210,6 +210,11 @@ INSTANCE_SERIES: tuple[Series[InstanceView], ...] = (
         lambda v: v.telemetry.tap.progress.used if v.telemetry.tap else None,
     ),
     one(
+        "kvwatt_length_drift_ratio",
+        "Newest output lengths against those before: above 1 their distribution has changed.",
+        lambda v: v.telemetry.tap.length_drift_ratio if v.telemetry.tap else None,
+    ),
+    one(
         "kvwatt_tap_request_error_tokens",
         "Tokens by which the progress of finished requests was off, recent mean.",
         lambda v: v.telemetry.tap.progress.error_tokens if v.telemetry.tap else None,
