@@ -77,7 +77,7 @@ def _until_failure(scenarios: list[Scenario], stage: Stage, results: dict[str, R
         except NotPossibleHere as error:
             results[scenario.name] = f"not possible here: {error}"
         except Exception as error:  # whatever went wrong is the result
-            results[scenario.name] = f"FAILED: {type(error).__name__}: {str(error).splitlines()[0][:300]}"
+            results[scenario.name] = f"FAILED: {type(error).__name__}: {str(error)[:300]!r}"
             return
         Console(stderr=True).print(f"{scenario.name}: {_seconds(results[scenario.name])}", style="dim")
 

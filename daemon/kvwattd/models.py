@@ -71,6 +71,8 @@ class Models:
         self._permitted = permitted
         self._keys: dict[str, _Key | None] = {}
         self._manifests: dict[str, Manifest] = {}
+        # A table is tens of megabytes: instances of one kind share it.
+        self._loaded: dict[_Key, tuple[Manifest, CompiledModel]] = {}
 
     def pause_s(self, runs: Iterable[InstanceRuntime]) -> float:
         """When to look again: soon while somebody has no model, else at the configured period."""
@@ -124,7 +126,8 @@ class Models:
             self._drop(run, f"no model in {self._path}: run `kvwatt profile` and `kvwatt train`")
             return
         try:
-            manifest, compiled = await asyncio.to_thread(self._load, key)
+            known = self._loaded.get(key)
+            manifest, compiled = known if known is not None else await asyncio.to_thread(self._load, key)
         except (ArtifactError, ValueError) as error:
             if key.version != SHIPPED:
                 await self._step_back(run, key.version, str(error))
@@ -133,6 +136,9 @@ class Models:
             return
         if run.model.compiled is not None and not key.same_model(before):
             run.observation.on_model()
+        self._loaded[key] = manifest, compiled
+        used = set(self._keys.values())
+        self._loaded = {other: table for other, table in self._loaded.items() if other in used}
         self._manifests[run.name] = manifest
         run.model = ModelSlot(compiled)
         clocks = compiled.clocks_mhz

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from wrapped_daemon import TASKS_ENV
 
 PATIENCE_S = 30.0
 STOP_LIMIT_S = 20.0
@@ -86,6 +87,14 @@ class DaemonProcess:
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    def tasks(self) -> int:
+        """How many asyncio tasks it has; only of a wrapped daemon."""
+        told = Path(self.environment[TASKS_ENV])
+        told.unlink(missing_ok=True)
+        self.signal(signal.SIGUSR2)
+        eventually(lambda: told.exists() and bool(told.read_text()), self.log)
+        return int(told.read_text())
 
     def hang_up(self) -> None:
         """SIGHUP: read the configuration again."""

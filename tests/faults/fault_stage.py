@@ -12,7 +12,7 @@ from typing import Any
 from daemon_process import TOKEN, DaemonProcess, eventually
 from damage import SmallDisk, WallClock
 from fault_load import Load
-from wrapped_daemon import STALL_ENV
+from wrapped_daemon import STALL_ENV, TASKS_ENV
 
 from kvwatt_sim.nvml.control import SetterCall, SimGpus
 from kvwatt_sim.server.launch import SimServer
@@ -82,6 +82,7 @@ def daemon_for(
     driver: bool = True,
     program: Sequence[str] = ("-m", "kvwattd"),
     environment: Mapping[str, str] | None = None,
+    poll_s: float = POLL_S,
 ) -> DaemonProcess:
     """A daemon beside `server`, not started yet; it may write over REST with TOKEN."""
     values: dict[str, object] = {
@@ -92,7 +93,7 @@ def daemon_for(
         "ceiling_mhz": CEILING_MHZ,
         "url": server.base_url,
         "gpu": server.uuids[0],
-        "poll_s": POLL_S,
+        "poll_s": poll_s,
         "scrape_deadline_s": SCRAPE_DEADLINE_S,
         "stale_after_s": STALE_AFTER_S,
     }
@@ -192,12 +193,14 @@ def target_mhz(call: SetterCall) -> int:
 
 
 @contextmanager
-def damageable(server: SimServer, gpus: SimGpus, model: Path, folder: Path) -> Iterator[Stage]:
+def damageable(
+    server: SimServer, gpus: SimGpus, model: Path, folder: Path, poll_s: float = POLL_S
+) -> Iterator[Stage]:
     """A running daemon whose disk, wall clock and event loop can be damaged."""
     clock, disk = WallClock(folder), SmallDisk(folder / "state")
     program = (str(Path(__file__).with_name("wrapped_daemon.py")),)
-    environment = {**clock.environment(), STALL_ENV: str(2 * LEASE_S)}
-    daemon = daemon_for(server, folder, model, program=program, environment=environment)
+    environment = {**clock.environment(), STALL_ENV: str(2 * LEASE_S), TASKS_ENV: str(folder / "tasks")}
+    daemon = daemon_for(server, folder, model, program=program, environment=environment, poll_s=poll_s)
     try:
         daemon.start()
         yield Stage(server, gpus, daemon, disk, clock)

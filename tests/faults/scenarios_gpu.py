@@ -40,7 +40,6 @@ def lost_and_back(stage: Stage) -> float:
     lost_s = time.monotonic()
     time.sleep(2.0)
     assert not [call for call in stage.sets_since(lost_s) if call.result == "SUCCESS"]
-    assert stage.daemon.metric("kvwatt_gpu_clock_held") == 0.0
     clear(stage)
     return time.monotonic()
 
@@ -55,7 +54,7 @@ def without_permission(stage: Stage) -> float:
     denied_s = time.monotonic()
     eventually(lambda: "CAP_SYS_ADMIN" in stage.daemon.instance()["regime_reason"], stage.daemon.describe)
     assert {call.result for call in stage.sets_since(denied_s)} == {"NO_PERMISSION"}
-    return denied_s
+    return time.monotonic()
 
 
 def permitted(stage: Stage) -> None:

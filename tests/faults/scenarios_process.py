@@ -9,7 +9,7 @@ import time
 import httpx
 from daemon_process import eventually
 from damage import give_descriptors, run_out_of_memory, take_descriptors
-from fault_stage import LEASE_S, RESET, Stage
+from fault_stage import LEASE_S, Stage
 from scenario import GONE, Do, Scenario, becomes, grows
 
 from kvwatt_sim.server.launch import SimServer
@@ -18,6 +18,7 @@ KILLED_S = 0.1
 RESPAWN_S = 3.0
 # Three missed answers of a second each at most, then the successor's start.
 WATCHDOG_S = 3.0 + RESPAWN_S
+START_S = 10.0  # Python, imports, NVML; what counts is that nothing is set before the reset
 FAULT_S = 1.5  # a poll, a tick and a reset
 DISCONNECTED = "disconnected: resetting clocks of"
 LEASE_ENDED = "the lease ended without renewal"
@@ -45,7 +46,7 @@ def guard_signal(number: signal.Signals) -> Do:
     return lambda stage: os.kill(stage.daemon.guard_pid, number)
 
 
-def both_killed(stage: Stage) -> None:
+def both_killed(stage: Stage) -> float:
     """Nobody is left to reset anything; the next start does."""
     os.kill(stage.daemon.guard_pid, signal.SIGKILL)
     stage.daemon.signal(signal.SIGKILL)
@@ -57,7 +58,7 @@ def both_killed(stage: Stage) -> None:
     eventually(lambda: bool(stage.resets_since(since_s)), stage.daemon.log)
     first = min(call.t_s for call in stage.gpus.setter_log() if call.t_s >= since_s)
     assert stage.resets_since(since_s)[0].t_s == first, "something was set before the reset"
-    assert stage.gpus.setter_log()[-1].call == RESET or stage.held_mhz is not None
+    return since_s
 
 
 def disk_full(stage: Stage) -> None:
@@ -144,7 +145,7 @@ SCENARIOS = (
     Scenario(
         "daemon out of file descriptors",
         no_descriptors,
-        FAULT_S,
+        START_S,
         grows("kvwatt_telemetry_errors_total", cause="unreachable"),
         "Too many open files",
         lambda stage: give_descriptors(stage.daemon.process.pid),
@@ -184,7 +185,7 @@ SCENARIOS = (
     Scenario(
         "guard and daemon SIGKILL, then the next start",
         both_killed,
-        RESPAWN_S,
+        START_S,
         becomes(1.0, "kvwatt_mode", mode="active"),
         "resetting the clocks an earlier guard set",
         stays=False,

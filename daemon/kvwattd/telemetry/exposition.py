@@ -18,9 +18,12 @@ PREFIX = b"vllm:"
 SUFFIXES = ("_bucket", "_sum", "_count")
 MAX_VALUE = 2.0**53  # beyond this a float counter no longer counts
 
+MAX_HEAD_BYTES = 4096  # remembered ones must not fill the memory
+
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"(?:,|$)')
 _ESCAPE = re.compile(r"\\(.)")
 _HISTOGRAM_PARTS = {name + suffix: (name, suffix) for name in HISTOGRAMS for suffix in SUFFIXES}
+_WANTED = frozenset(name.encode() for name in (*SCALARS, *_HISTOGRAM_PARTS))
 
 
 class MetricsError(Exception):
@@ -61,19 +64,20 @@ def samples(page: bytes) -> Iterator[tuple[Series, bytes]]:
     for line in page.split(b"\n"):
         if line.startswith(PREFIX):
             head, _, value = line.rpartition(b" ")
-            series = _series(head)
-            if series is not None:
-                yield series, value
+            name = head[len(PREFIX) :].partition(b"{")[0].rstrip()
+            if name in _WANTED:
+                if len(head) > MAX_HEAD_BYTES:
+                    shown = "vllm:" + name.decode()
+                    raise MetricsError("bad_value", (shown,), f"labels of {shown} take {len(head)} bytes")
+                yield _series(head), value
 
 
 @lru_cache(maxsize=4096)
-def _series(head: bytes) -> Series | None:
-    """Parse `vllm:name{labels}`; None when the series is not wanted."""
+def _series(head: bytes) -> Series:
+    """Parse `vllm:name{labels}` of a series that is wanted."""
     raw_name, _, rest = head[len(PREFIX) :].partition(b"{")
-    name = raw_name.decode("utf-8", "replace").strip()
-    base, part = (name, "") if name in SCALARS else _HISTOGRAM_PARTS.get(name, ("", ""))
-    if not base:
-        return None
+    name = raw_name.rstrip().decode()
+    base, part = (name, "") if name in SCALARS else _HISTOGRAM_PARTS[name]
     labels = _labels(name, rest)
     bound = number(name, labels.get("le", "").encode(), infinite=True) if part == "_bucket" else 0.0
     return Series(base, part, labels.get("engine"), labels.get("model_name"), labels, bound)
