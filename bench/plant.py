@@ -24,7 +24,6 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +33,7 @@ from kvwatt_sim.fit.__main__ import report
 from kvwatt_sim.fit.compare import LEVELS, Sides, compare
 from kvwatt_sim.fit.measured import FittedLaw, fit_measured
 from kvwatt_sim.fit.served import Delays, simulate
-from plant_real import RealEngine, real_engine
+from plant_real import RealEngine, VllmUnavailableError, real_engine
 
 from load_phases import Phase, requests  # isort: skip  (tests/real_vllm, on the path through plant_real)
 
@@ -72,13 +71,13 @@ def show_sides(console: Console, title: str, found: dict[str, list[Sides]]) -> N
     shown = Table(title=title)
     percents = [f"{level:.0%} err %" for level in LEVELS]
     for column in ("", "", "real mean", "mean", "error %", *percents, "distance"):
-        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
+        shown.add_column(column, justify="right" if column else "left")
     for against, rows in found.items():
         for row in rows:
             errors = (row.mean_error, *row.quantile_errors)
             means = (f"{row.real_mean:.4g}", f"{row.simulated_mean:.4g}")
             shown.add_row(row.name, against, *means, *(f"{100 * e:+.1f}" for e in errors), f"{row.ks:.3f}")
-    console.print(shown, crop=False, soft_wrap=True)
+    console.print(shown)
 
 
 def show_cards(console: Console) -> dict[str, list[str]]:
@@ -110,7 +109,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the bars and tables to this file")
     parser.add_argument("--quick", action="store_true", help="one rate, 50 s instead of 180 s each")
     arguments = parser.parse_args()
-    console = Console()
+    console = Console(width=120)
     cards = show_cards(console)
     duration_s = 50.0 if arguments.quick else 180.0
     tables: dict[str, dict[str, list[Sides]]] = {}
@@ -125,8 +124,8 @@ def main() -> int:
             for rate in RATES_PER_S[:1] if arguments.quick else RATES_PER_S:
                 tables[f"{rate:g}"] = compared(engine, law, delays, rate, duration_s)
                 show_sides(console, f"{rate:g} requests/s for {duration_s:g} s", tables[f"{rate:g}"])
-    except (pytest.skip.Exception, OSError, RuntimeError) as error:
-        print(f"real vLLM is not available: {error}", file=sys.stderr)
+    except VllmUnavailableError as error:
+        print(error, file=sys.stderr)
         return 77
     bars = [bar for rate, found in tables.items() for bar in bars_of(float(rate), found["simulated"])]
     show(bars, "Simulated engine against real vLLM")

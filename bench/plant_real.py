@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from kvwatt.state import EngineShape
 from kvwatt_sim.fit.measured import MeasuredStep
@@ -33,13 +35,16 @@ from vllm_server import (  # noqa: E402
     MAX_NUM_SEQS,
     VllmServer,
     make_model,
-    running,
     vllm_python,
 )
 
 Floats = npt.NDArray[np.float64]
 LAYERS = 24  # steps of ten milliseconds and more: the engine, not the HTTP server, is what takes time
 ALONE_GAP_S = 1.0  # between requests that meet an empty server
+
+
+class VllmUnavailableError(Exception):
+    """The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +65,9 @@ class Run:
         return np.where(linked, until_next, end_s - start_s + behind)
 
     def measured(self) -> list[MeasuredStep]:
-        """The steps for a fit."""
+        """The steps for a fit; the token that a decode computes counts as KV, as in the simulated engine."""
         return [
-            MeasuredStep(int(row[3]), int(row[4]), int(row[5]), float(row[6]), float(took_s))
+            MeasuredStep(int(row[3]), int(row[4] + row[3]), int(row[5]), float(row[6]), float(took_s))
             for row, took_s in zip(self.log, self.step_s, strict=True)
         ]
 
@@ -118,8 +123,26 @@ class RealEngine:
 
 @contextmanager
 def real_engine(folder: Path) -> Iterator[RealEngine]:
-    """vLLM with the tests' random-weight model, pinned to one core; the other is left to the clients."""
-    python, steps = vllm_python(), folder / "steps"
+    """vLLM with the tests' random-weight model, pinned to one core; the other is left to the clients.
+
+    Raises VllmUnavailableError where it cannot be had or does not start.
+    """
+    steps = folder / "steps"
+    try:
+        server = _started(folder, steps)
+    except (pytest.skip.Exception, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        raise VllmUnavailableError(f"real vLLM on the CPU is not available: {error}") from error
+    try:
+        page = httpx.get(f"{server.url}/metrics", timeout=30.0, trust_env=False).content
+        told = parse(page, 0.0)
+        shape = EngineShape(told.block_size, told.num_blocks, MAX_NUM_SEQS, MAX_BATCHED_TOKENS)
+        yield RealEngine(server.url, steps, shape)
+    finally:
+        server.stop()
+
+
+def _started(folder: Path, steps: Path) -> VllmServer:
+    python = vllm_python()
     server = VllmServer(
         python,
         make_model(python, folder / "tiny", LAYERS),
@@ -130,8 +153,5 @@ def real_engine(folder: Path) -> Iterator[RealEngine]:
         paths=[BENCH],
         worker="step_log.LoggedWorker",
     )
-    with running(server):
-        page = httpx.get(f"{server.url}/metrics", timeout=30.0, trust_env=False).content
-        told = parse(page, 0.0)
-        shape = EngineShape(told.block_size, told.num_blocks, MAX_NUM_SEQS, MAX_BATCHED_TOKENS)
-        yield RealEngine(server.url, steps, shape)
+    server.start()
+    return server

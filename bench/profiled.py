@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +33,7 @@ BENCH = Path(__file__).resolve().parent
 sys.path.insert(0, str(BENCH.parent / "tests" / "real_vllm"))
 
 from profiled_vllm import Measured, measure, simulated_nvml  # noqa: E402 (after the path is set)
+from vllm_server import vllm_python  # noqa: E402
 
 LOAD_SEEDS = (31, 41, 51)
 LOAD_S, QUICK_S = 120.0, 40.0
@@ -58,14 +60,14 @@ def main() -> int:
         "--quick", action="store_true", help="one seed, 40 s of load per clock instead of 120"
     )
     arguments = parser.parse_args()
-    console, runs = Console(), dict[int, Measured]()
+    try:
+        vllm_python().stat()
+    except (pytest.skip.Exception, OSError, subprocess.SubprocessError) as error:
+        print(f"real vLLM on the CPU is not available: {error}", file=sys.stderr)
+        return 77
+    console, runs = Console(width=120), dict[int, Measured]()
     for seed in LOAD_SEEDS[:1] if arguments.quick else LOAD_SEEDS:
-        try:
-            runs[seed] = measured(seed, QUICK_S if arguments.quick else LOAD_S)
-        except (pytest.skip.Exception, OSError, RuntimeError) as error:
-            print(f"real vLLM is not available: {error}", file=sys.stderr)
-            return 77
-        one = runs[seed]
+        one = runs[seed] = measured(seed, QUICK_S if arguments.quick else LOAD_S)
         console.print(
             f"seed {seed}: {len(one.ratios)} windows, IPS MAPE {100 * one.mape:.2f} %, "
             f"{one.covered} under the bound of {one.upper_factor:.3f}"
