@@ -147,7 +147,7 @@ class Daemon:
         """Start polling an instance, or go on with the periods it has now."""
         self.stop_polling(run.name)
         if self._group is not None:
-            self._polling[run.name] = self._group.create_task(self._polls(run))
+            self._polling[run.name] = self._group.create_task(self._polls(run), name=f"poll {run.name}")
 
     def stop_polling(self, name: str) -> None:
         task = self._polling.pop(name, None)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from kvwattd.api.schemas import ConfigStateView, ReloadView
-from kvwattd.config import Config, ConfigError, load_config
+from kvwattd.config import ConfigError, load_config
 from kvwattd.config_change import ConfigChange, change_between
 from kvwattd.config_errors import ConfigProblem
 from kvwattd.logs import configure_logging
@@ -24,8 +24,15 @@ LOOKUP_DEADLINE_S = 1.0
 class Reloader:
     """Reads the file again on request, one request after the other."""
 
-    def __init__(self, path: Path, daemon: Daemon, unix_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        daemon: Daemon,
+        unix_s: Callable[[], float] = time.time,
+        look_up: Callable[[Sequence[str]], Awaitable[None]] | None = None,
+    ) -> None:
         self._path = path
+        self._look_up = look_up or look_up_gpus
         self._daemon = daemon
         self._unix_s = unix_s
         self._busy = asyncio.Lock()
@@ -55,7 +62,10 @@ class Reloader:
     async def _validated(self) -> ConfigChange:
         wanted = await asyncio.to_thread(load_config, self._path)
         change = change_between(self._daemon.config, wanted)
-        await _look_up(self._daemon.config, change)
+        known = {gpu for item in self._daemon.config.instances for gpu in item.gpus}
+        new = [gpu for item in change.admitted for gpu in item.gpus if gpu not in known]
+        if new:
+            await self._look_up(new)
         return change
 
     def _refused(self, error: ConfigError) -> None:
@@ -135,16 +145,13 @@ def _go_on(daemon: Daemon, name: str, change: ConfigChange, clocks_before: tuple
         run.override = None
 
 
-async def _look_up(running: Config, change: ConfigChange) -> None:
+async def look_up_gpus(gpus: Sequence[str]) -> None:
     """A GPU that does not exist must not take the other instances down. Raises ConfigError."""
-    known = {gpu for item in running.instances for gpu in item.gpus}
-    new = [gpu for item in change.admitted for gpu in item.gpus if gpu not in known]
-    if not new:
-        return
-    reader = GpuReader(new, LOOKUP_DEADLINE_S)
+    reader = GpuReader(gpus, LOOKUP_DEADLINE_S)
     try:
         await reader.start()
     except GpuUnavailable as error:
-        raise ConfigError([ConfigProblem("instance.gpus", new, f"GPUs of this machine: {error}")]) from error
+        told = f"GPUs of this machine: {error}"
+        raise ConfigError([ConfigProblem("instance.gpus", list(gpus), told)]) from error
     finally:
         reader.close()
