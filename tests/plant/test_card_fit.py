@@ -21,9 +21,16 @@ needs_data = pytest.mark.skipif(
 )
 
 
+# Below its lowest measured clock no point tells where the voltage stops falling: that number depends on the
+# path of the solver, and so on the machine. The card keeps one.
+LOWEST_MEASURED_MHZ = {"l20": 900, "a100": 705}
+
+
 def assert_same_plant(one: Card, other: Card) -> None:
     """Equal predictions: single parameters may trade off against each other between platforms."""
-    for clock in one.supported_mhz[::10]:
+    measured = [mhz for mhz in one.supported_mhz if mhz >= LOWEST_MEASURED_MHZ[one.name]]
+    assert len(measured) > 40
+    for clock in measured[::10]:
         for load_ in ((1, 500, 0), (64, 64_000, 0), (200, 200_000, 0), (0, 0, 2048), (32, 32_000, 512)):
             here, there = gpu.step(one, clock, *load_), gpu.step(other, clock, *load_)
             assert here.time_s == pytest.approx(there.time_s, rel=2e-3)

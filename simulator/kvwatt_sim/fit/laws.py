@@ -33,7 +33,7 @@ POWER_RANGES: Mapping[str, tuple[float, float, float]] = {
     "compute_w": (200.0, 0.0, 500.0),
     "memory_clock_w": (100.0, 0.0, 500.0),
     "memory_w": (30.0, 0.0, 150.0),
-    "v_min": (0.4, 0.1, 1.0),
+    "v_min": (0.5, 0.1, 1.0),
     "v_slope": (0.9, 0.0, 2.5),
 }
 DIGITS = 5  # significant digits that a card keeps
