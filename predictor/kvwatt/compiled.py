@@ -61,8 +61,8 @@ class CompiledModel:
         self, batch: Floats, kv: Floats, prefill: Floats
     ) -> tuple[npt.NDArray[np.intp], Floats, bool]:
         """Index of each load's lower corner (n,), the eight corner offsets added, and its weights (n, 3)."""
-        loads = np.array([batch, context_tokens(batch, kv), prefill], dtype=np.float64)
-        if not np.isfinite(loads).all() or (loads < 0).any():
+        loads = np.array((batch, context_tokens(batch, kv), prefill), dtype=np.float64)
+        if not (loads.min(initial=0.0) >= 0.0 and loads.max(initial=0.0) < np.inf):
             raise ValueError("loads must be finite and >= 0")
         sizes = [len(axis) for axis in self.axes]
         cells = np.empty(loads.shape, dtype=np.intp)
@@ -81,12 +81,13 @@ class CompiledModel:
 
 def _blend(table: Table, corners: npt.NDArray[np.intp], weights: Floats) -> Floats:
     """Rows of `table` at the corners (n, 8) in the proportions of `weights` (n, 3)."""
-    high, low = weights, 1.0 - weights
-    first = np.stack([low[:, 0], high[:, 0]], axis=1)[:, :, None, None]
-    second = np.stack([low[:, 1], high[:, 1]], axis=1)[:, None, :, None]
-    third = np.stack([low[:, 2], high[:, 2]], axis=1)[:, None, None, :]
-    shares = (first * second * third).reshape(len(weights), 1, 8)
-    return np.asarray((shares @ table.take(corners, axis=0))[:, 0, :], dtype=np.float64)
+    pairs = np.empty((2, *weights.shape))
+    np.subtract(1.0, weights, out=pairs[0])
+    pairs[1] = weights
+    first, second, third = pairs[:, :, 0].T, pairs[:, :, 1].T, pairs[:, :, 2].T
+    shares = first[:, :, None, None] * second[:, None, :, None] * third[:, None, None, :]
+    blended = shares.reshape(len(weights), 1, 8) @ table.take(corners, axis=0)
+    return np.asarray(blended[:, 0, :], dtype=np.float64)
 
 
 def compile_model(model: StepModel, clocks_mhz: tuple[int, ...], shape: EngineShape) -> CompiledModel:
