@@ -81,8 +81,10 @@ class VllmServer:
         environment: Mapping[str, str] | None = None,
         paths: Sequence[Path] = (),
         worker: str | None = "slowed_worker.SlowedWorker",
+        options: Mapping[str, object] | None = None,
     ) -> None:
         self._worker = worker
+        self._more_options = dict(options or {})
         self._more_environment = dict(environment or {})
         self._paths = [HERE, REPOSITORY / "simulator", *paths]
         self._python = python
@@ -143,6 +145,7 @@ class VllmServer:
             "--block-size": BLOCK_SIZE,
             "--kv-cache-memory-bytes": "64M",
         }
+        options.update(self._more_options)
         if self._worker is not None:
             options["--worker-cls"] = self._worker
         words = [str(word) for pair in options.items() for word in pair]
