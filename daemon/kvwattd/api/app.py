@@ -5,37 +5,26 @@ Handlers are async so that they run on the daemon's event loop, where the contro
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
 from kvwattd.api.auth import Access, known_query, may_control, may_read, may_write
 from kvwattd.api.limits import BodyLimit
-from kvwattd.api.ports import ControlPlane, UnknownInstance
+from kvwattd.api.ports import ControlPlane
 from kvwattd.api.problems import install
 from kvwattd.api.prometheus import registry_of
+from kvwattd.api.reads import audit_log, reads
 from kvwattd.api.schemas import (
-    AuditView,
-    ConfigStateView,
-    DecisionView,
     HealthView,
-    InstanceView,
-    ModelVersionsView,
-    ModelView,
-    ModeView,
     ProblemView,
     ReadyView,
-    SettingsView,
-    SloView,
-    StatusView,
 )
 from kvwattd.api.writes import writes
 from kvwattd.version import kvwatt_version
 
-DECISIONS_LIMIT = 1000
-AUDIT_LIMIT = 1000
 _Responses = dict[int | str, dict[str, Any]]
 _PROBLEM: dict[str, Any] = {"model": ProblemView, "content": {"application/problem+json": {}}}
 
@@ -63,93 +52,12 @@ def create_app(plane: ControlPlane, access: Access) -> FastAPI:
     read, control, write = (
         [Depends(may), Depends(known_query)] for may in (may_read, may_control, may_write)
     )
-    app.include_router(_reads(plane), prefix="/api/v1", dependencies=read, responses=_READ_ERRORS)
-    app.include_router(_audited(access), prefix="/api/v1", dependencies=control, responses=_READ_ERRORS)
+    app.include_router(reads(plane), prefix="/api/v1", dependencies=read, responses=_READ_ERRORS)
+    app.include_router(audit_log(access), prefix="/api/v1", dependencies=control, responses=_READ_ERRORS)
     app.include_router(writes(plane), prefix="/api/v1", dependencies=write, responses=_WRITE_ERRORS)
     app.include_router(_probes(plane))
     app.include_router(_metrics(plane), dependencies=[Depends(may_read)], responses=_READ_ERRORS)
     return app
-
-
-def _reads(plane: ControlPlane) -> APIRouter:
-    router = APIRouter(tags=["read"])
-
-    @router.get("/status")
-    async def status() -> StatusView:
-        """Everything at once: the daemon, its settings and alarms, and every instance."""
-        return plane.status()
-
-    @router.get("/instances")
-    async def instances() -> list[InstanceView]:
-        """What each engine does, what is asked of its GPUs, and how well its promises are kept."""
-        return plane.instances()
-
-    @router.get("/instances/{instance}")
-    async def instance(instance: str) -> InstanceView:
-        """One engine."""
-        views = {view.name: view for view in plane.instances()}
-        if instance not in views:
-            raise UnknownInstance(instance, views)
-        return views[instance]
-
-    @router.get("/instances/{instance}/model")
-    async def model(instance: str) -> ModelView:
-        """The step-time and power model in use, or why there is none."""
-        return plane.model(instance)
-
-    @router.get("/instances/{instance}/model/versions")
-    async def model_versions(instance: str) -> ModelVersionsView:
-        """The shipped model and those refitted online, with what they were judged on."""
-        return await plane.model_versions(instance)
-
-    @router.get("/decisions")
-    async def decisions(
-        instance: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=DECISIONS_LIMIT)] = 20,
-    ) -> list[DecisionView]:
-        """The newest decisions with their reasons, newest first."""
-        return plane.decisions(instance, limit)
-
-    @router.get("/slos")
-    async def slos() -> dict[str, SloView]:
-        """The promises in force, by instance."""
-        return plane.slos()
-
-    @router.get("/slos/{instance}")
-    async def slo(instance: str) -> SloView:
-        """The promises in force of one instance."""
-        views = plane.slos()
-        if instance not in views:
-            raise UnknownInstance(instance, views)
-        return views[instance]
-
-    @router.get("/mode")
-    async def mode() -> ModeView:
-        """Off, shadow or active."""
-        return plane.mode()
-
-    @router.get("/settings")
-    async def settings() -> SettingsView:
-        """What was set over REST, by whom and when."""
-        return plane.settings()
-
-    @router.get("/config")
-    async def config() -> ConfigStateView:
-        """When the configuration was read, and what the latest reload came to."""
-        return plane.config_state()
-
-    return router
-
-
-def _audited(access: Access) -> APIRouter:
-    router = APIRouter(tags=["audit"])
-
-    @router.get("/audit")
-    async def audit(limit: Annotated[int, Query(ge=1, le=AUDIT_LIMIT)] = 100) -> list[AuditView]:
-        """The newest changes and refused attempts, newest first. Needs a token of scope control."""
-        return await access.audit.newest(limit)
-
-    return router
 
 
 def _probes(plane: ControlPlane) -> APIRouter:

@@ -25,33 +25,46 @@ LABELS = {
 SPLITS = {"fold": "random folds", "clock": "clock left out", "inner_clock": "inner clock left out"}
 
 
+# Where the measurements come from
+Profiles = Annotated[
+    list[Path] | None,
+    typer.Option(help="Table written by `kvwatt profile`, or decode table; may be repeated."),
+]
+Telemetry = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Parquet files with the columns of a profile, such as 'DIR/*.parquet', at the same path on "
+        "every worker; may be repeated. Needs --scheduler."
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Dask scheduler, such as tcp://HOST:8786; its workers need kvwatt[fleet]."),
+]
+Prefill = Annotated[list[Path] | None, typer.Option(help="Prefill table, when it is separate.")]
+Idle = Annotated[list[Path] | None, typer.Option(help="Idle power table, when it is separate.")]
+# What they are of
+Hardware = Annotated[
+    str | None, typer.Option(help="GPU name as the driver states it; default: what the table says.")
+]
+Tp = Annotated[int | None, typer.Option(help="Tensor-parallel size, when the table has several.")]
+# What comes of them
+Output = Annotated[Path, typer.Option("--output", "-o", help="Directory for the model.")]
+Folds = Annotated[int | None, typer.Option(min=2, help="Random folds; default 10, or 5 above 500 rows.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the errors as JSON.")]
+
+
 def train(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the model.")],
-    profile: Annotated[
-        list[Path] | None,
-        typer.Option(help="Table written by `kvwatt profile`, or decode table; may be repeated."),
-    ] = None,
-    telemetry: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Parquet files with the columns of a profile, such as 'DIR/*.parquet', at the same path on "
-            "every worker; may be repeated. Needs --scheduler."
-        ),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(help="Dask scheduler, such as tcp://HOST:8786; its workers need kvwatt[fleet]."),
-    ] = None,
-    prefill: Annotated[list[Path] | None, typer.Option(help="Prefill table, when it is separate.")] = None,
-    idle: Annotated[list[Path] | None, typer.Option(help="Idle power table, when it is separate.")] = None,
-    hardware: Annotated[
-        str | None, typer.Option(help="GPU name as the driver states it; default: what the table says.")
-    ] = None,
-    tp: Annotated[int | None, typer.Option(help="Tensor-parallel size, when the table has several.")] = None,
-    folds: Annotated[
-        int | None, typer.Option(min=2, help="Random folds; default 10, or 5 above 500 rows.")
-    ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the errors as JSON.")] = False,
+    output: Output,
+    profile: Profiles = None,
+    telemetry: Telemetry = None,
+    scheduler: Scheduler = None,
+    prefill: Prefill = None,
+    idle: Idle = None,
+    hardware: Hardware = None,
+    tp: Tp = None,
+    folds: Folds = None,
+    json_output: AsJson = False,
 ) -> None:
     """Fit the step-time and power model and report its errors on points that were left out.
 
