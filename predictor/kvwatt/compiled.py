@@ -53,6 +53,17 @@ class CompiledModel:
         corners, weights, _ = self._locate(decode_batch, kv_tokens, prefill_tokens)
         return _blend(self.busy_w, corners, np.clip(weights, 0.0, 1.0))
 
+    def step_and_power(
+        self, decode_batch: Floats, kv_tokens: Floats, prefill_tokens: Floats
+    ) -> tuple[Floats, Floats]:
+        """`step_time_s` and `power_w` of the same loads, in about the time of one of them."""
+        corners, weights, outside = self._locate(decode_batch, kv_tokens, prefill_tokens)
+        if outside:
+            loads = (decode_batch, kv_tokens, prefill_tokens)
+            return CompiledModel.step_time_s(self, *loads), CompiledModel.power_w(self, *loads)
+        shares = _shares(weights)
+        return _mix(self.step_s, corners, shares), _mix(self.busy_w, corners, shares)
+
     def idle_power_w(self) -> Floats:
         """Watts at each clock while no request runs."""
         return self.idle_w
@@ -81,13 +92,21 @@ class CompiledModel:
 
 def _blend(table: Table, corners: npt.NDArray[np.intp], weights: Floats) -> Floats:
     """Rows of `table` at the corners (n, 8) in the proportions of `weights` (n, 3)."""
+    return _mix(table, corners, _shares(weights))
+
+
+def _shares(weights: Floats) -> Floats:
+    """Of the eight corners, (n, 1, 8)."""
     pairs = np.empty((2, *weights.shape))
     np.subtract(1.0, weights, out=pairs[0])
     pairs[1] = weights
     first, second, third = pairs[:, :, 0].T, pairs[:, :, 1].T, pairs[:, :, 2].T
     shares = first[:, :, None, None] * second[:, None, :, None] * third[:, None, None, :]
-    blended = shares.reshape(len(weights), 1, 8) @ table.take(corners, axis=0)
-    return np.asarray(blended[:, 0, :], dtype=np.float64)
+    return shares.reshape(len(weights), 1, 8)
+
+
+def _mix(table: Table, corners: npt.NDArray[np.intp], shares: Floats) -> Floats:
+    return np.asarray((shares @ table.take(corners, axis=0))[:, 0, :], dtype=np.float64)
 
 
 def compile_model(model: StepModel, clocks_mhz: tuple[int, ...], shape: EngineShape) -> CompiledModel:

@@ -107,6 +107,13 @@ class PacedModel(CompiledModel):
         factor = _factor(self.log_factor, np.asarray(decode_batch), np.asarray(prefill_tokens))
         return np.asarray(bare * factor[:, None])
 
+    def step_and_power(
+        self, decode_batch: Floats, kv_tokens: Floats, prefill_tokens: Floats
+    ) -> tuple[Floats, Floats]:
+        bare, power_w = CompiledModel.step_and_power(self, decode_batch, kv_tokens, prefill_tokens)
+        factor = _factor(self.log_factor, np.asarray(decode_batch), np.asarray(prefill_tokens))
+        return np.asarray(bare * factor[:, None]), power_w
+
 
 def _factor(log_factor: Floats, decode_batch: Floats, prefill: Floats) -> Floats:
     return np.asarray(np.exp(log_factor[_octave(decode_batch), _octave(prefill)]))

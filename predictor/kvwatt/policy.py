@@ -7,6 +7,7 @@ promises, or the KV cache is about to overflow, the answer is the driver's defau
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +66,9 @@ def decide(
 def _by_request(state: EngineState, traffic: Traffic) -> RequestLengths | None:
     """Lengths by request, where requests are known one by one (or nobody is there)."""
     known = bool(state.requests) or state.running + state.waiting == 0
-    return traffic.lengths if known and isinstance(traffic.lengths, RequestLengths) else None
+    # What isinstance would ask of the protocol, without the 20 us that it takes on Python 3.11.
+    by_request = known and hasattr(traffic.lengths, "alive")
+    return cast(RequestLengths, traffic.lengths) if by_request else None
 
 
 def _refuse(traffic: Traffic, bounds: Bounds, params: PolicyParams) -> str | None:

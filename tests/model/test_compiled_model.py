@@ -29,6 +29,16 @@ def test_table_agrees_with_the_model(model: StepModel, compiled: CompiledModel) 
     assert np.array_equal(compiled.idle_power_w(), model.idle_power_w(clocks))
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_both_at_once_are_both(compiled: CompiledModel, scale: float) -> None:
+    """Step time and power read together are what they are by themselves, beyond the grid too."""
+    batch, kv, prefill = random_loads(14, 50)
+    loads = (batch * scale, kv * scale, prefill)
+    step_s, power_w = compiled.step_and_power(*loads)
+    assert np.allclose(step_s, compiled.step_time_s(*loads), rtol=1e-12)
+    assert np.allclose(power_w, compiled.power_w(*loads), rtol=1e-12)
+
+
 def test_table_is_monotone_in_the_clock_inside_and_outside_its_grid(compiled: CompiledModel) -> None:
     """Step time never rises with the clock, wherever the load lies."""
     batch, kv, prefill = random_loads(12, 300)
