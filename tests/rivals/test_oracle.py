@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import numpy as np
 import pytest
-from rival_cases import small
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rival_cases import CARD, SHAPE, small
 
 from kvwatt.state import Slo, SloTarget
+from kvwatt_sim.replay import laws
 from kvwatt_sim.replay.controller import FixedClock, replay
 from kvwatt_sim.replay.oracle import best_found, run_schedule
-from kvwatt_sim.replay.oracle_bound import lower_bound_j
+from kvwatt_sim.replay.oracle_bound import _Program, lower_bound_j
 from kvwatt_sim.replay.outcome import Outcome
 from kvwatt_sim.replay.policies import worst_attainment
 from kvwatt_sim.replay.rivals import RIVALS
@@ -89,3 +95,51 @@ def test_a_pair_is_at_least_as_good_as_one_clock() -> None:
     """One clock is the pair of it twice."""
     case = small(2.0, 200.0, 211)
     assert best_pair(case).energy_j <= best_clock(case)[1].energy_j
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_the_prices_hold_for_every_load_and_clock(data: st.DataObject) -> None:
+    """(*) of the bound: no step that the engine can make costs less than its work is worth."""
+    case, program, prices = _priced()
+    f = data.draw(st.sampled_from([c for c in CARD.supported_mhz if c >= case.clocks_mhz[0]]))
+    k = data.draw(st.integers(0, SHAPE.max_num_seqs))
+    n = data.draw(st.integers(0 if k else 1, SHAPE.max_num_batched_tokens - k))
+    prompts = [r.prompt_tokens for r in case.requests]
+    longest = max(r.prompt_tokens + r.output_tokens for r in case.requests)
+    c = k * data.draw(st.integers(min(prompts), longest))
+    q = n * data.draw(st.floats(0.0, 4000.0))
+    args = [np.array([float(value)]) for value in (f, k, c, n, q)]
+    done = laws.work(CARD, *args)
+    lowest = np.array([float(case.clocks_mhz[0])])
+    resting = laws.Work(done.time_s, np.zeros(1), np.zeros(1))
+    g_j = laws.energy_j(CARD, args[0], done) - laws.energy_j(CARD, lowest, resting)
+    a, b, d, e, m, v = prices
+    assert program.value(prices) > 0.0
+    assert g_j + (m + v * k) * done.time_s >= (a * k + b * n + d * c + e * q) * (1.0 - 1e-9)
+
+
+@cache
+def _priced() -> tuple[Case, _Program, list[float]]:
+    case = small(2.0, 300.0, 212, every=1)
+    program = _Program(case, 0.2, 50.0)
+    prices = program.solve()
+    while program.cut(prices):
+        prices = program.solve()
+    return case, program, [float(price) for price in program.safe(prices)]
+
+
+@given(clocks=st.lists(st.sampled_from((900, 1260, 1620, 2520)), min_size=5, max_size=25))
+@settings(max_examples=30, deadline=None)
+def test_no_schedule_that_keeps_its_promises_beats_the_bound(clocks: list[int]) -> None:
+    """Whatever the clocks: a run that keeps the promises costs more than the bound."""
+    case, bound_j = _bounded()
+    outcome = run_schedule(case, [clock for clock in clocks for _ in range(2)]).outcome
+    if kept(case, outcome):
+        assert outcome.energy_j >= bound_j
+
+
+@cache
+def _bounded() -> tuple[Case, float]:
+    case = small(1.5, 200.0, 213)
+    return case, lower_bound_j(case)
