@@ -18,8 +18,6 @@ from kvwatt_sim.replay.rivals import RIVALS
 from kvwatt_sim.replay.rivals.hindsight import best_clock, best_fixed
 from kvwatt_sim.replay.scenario import Case
 
-ORACLE_ROUNDS = 400
-
 Policy = Callable[[Case], Outcome]
 
 
@@ -51,7 +49,7 @@ def kvwatt(case: Case, tapped: bool = True) -> KvwattController:
 def best_found_in_hindsight(case: Case) -> Outcome:
     """The oracle's schedule (see `oracle`), from the best fixed clock; that one where nothing is better."""
     clock, fixed = best_clock(case)
-    found = best_found(case, [[clock]], ORACLE_ROUNDS)
+    found = best_found(case, [[clock]])
     return fixed if found is None else found.outcome
 
 
