@@ -87,7 +87,7 @@ class Outcome:
         found["itl"] = {level: self.gaps.quantile(level) for level in levels}
         return found
 
-    def attainment(self, slo: Slo, _itl_s: float | None = None) -> dict[str, float]:
+    def attainment(self, slo: Slo) -> dict[str, float]:
         """Share of requests within each promise, of gaps for ITL; 1 of nothing."""
         values = self.served.latencies()
         targets = {"ttft": slo.ttft, "tbt": slo.tbt, "e2e": slo.e2e}
