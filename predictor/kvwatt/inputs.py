@@ -24,7 +24,7 @@ class PolicyParams:
     min_exposure_s: float = 3.0
     min_finished: float = 3.0
     reserve: float = 0.25
-    burst_reserve: float = 0.6
+    burst_reserve: float = 0.8
 
     def reserve_of(self, metric: Metric) -> float:
         return self.reserve if metric is Metric.E2E else self.burst_reserve

@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from kvwatt.compiled import CompiledModel
 from kvwatt.length_classes import Requests
-from kvwatt.operating import Factors
 from kvwatt.present import RequestLengths
 from kvwatt.state import EngineShape, EngineState, Metric, Slo
 from kvwatt.traffic import PROMPT_LEVELS, Traffic
@@ -152,27 +151,27 @@ class Speeds:
     decode_s: FloatArray
     token_s: FloatArray  # per prompt token, on top of the decode step it rides with
     share: FloatArray  # of time that prompts to come take
-    full_step_s: FloatArray  # a step whose whole token budget is used, at the upper bound
+    full_step_s: FloatArray  # a step whose whole token budget is used
     tbt_s: FloatArray
     power_w: FloatArray
 
 
 def speeds(
-    model: CompiledModel, batch: float, kv_each: float, traffic: Traffic, shape: EngineShape, factors: Factors
+    model: CompiledModel, batch: float, kv_each: float, traffic: Traffic, shape: EngineShape, factor: float
 ) -> Speeds:
-    """`batch`: requests inside."""
+    """`factor`: what the model's times are multiplied by. `batch`: requests inside."""
     size = min(max(batch, 1.0), float(shape.max_num_seqs))
     room = max(shape.max_num_batched_tokens - size, LEAST_CHUNK_TOKENS)
     chunk = min(max(traffic.prompt_mean_tokens, LEAST_CHUNK_TOKENS), room)
     load = (np.full(3, size), np.full(3, size * kv_each), np.array([0.0, chunk, room]))
-    decode_s, chunk_s, full_s = model.step_time_s(*load) * factors.typical
-    decode_w, chunk_w = model.power_w(load[0][:2], load[1][:2], load[2][:2])
+    steps_s, steps_w = model.step_and_power(*load)
+    decode_s, chunk_s, full_s = steps_s * factor
+    decode_w, chunk_w, _ = steps_w
     token_s = np.maximum(chunk_s - decode_s, 0.0) / chunk
     share = np.minimum(traffic.recent_per_s * traffic.prompt_mean_tokens * token_s, MAX_PREFILL_SHARE)
     busy = 1.0 - np.exp(-max(batch, 0.05))
     busy_w = (1.0 - share) * decode_w + share * chunk_w
     power_w = busy * busy_w + (1.0 - busy) * model.idle_power_w()
-    full_s *= factors.upper / factors.typical
     return Speeds(decode_s, token_s, share, full_s, decode_s / (1.0 - share), power_w)
 
 
@@ -217,8 +216,8 @@ def expected_misses(
     out: dict[Metric, FloatArray] = {}
     if slo.ttft is not None:
         low, high = (kept * slo.ttft.limit_s * edge for edge in TTFT_RAMP)
-        late = np.clip((those.age_s[:, None] + wait.first_s - low) / (high - low), 0.0, 1.0)
-        out[Metric.TTFT] = those.weight @ np.where(those.started[:, None], 0.0, late)
+        late = np.minimum(np.maximum((those.age_s[:, None] + wait.first_s - low) / (high - low), 0.0), 1.0)
+        out[Metric.TTFT] = (those.weight * ~those.started) @ late
     ahead = []
     if slo.e2e is not None:
         left_s = kept * slo.e2e.limit_s - those.age_s[:, None] - wait.first_s - wait.stall_s

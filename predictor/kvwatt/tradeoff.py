@@ -12,7 +12,9 @@ more than planned raises the price at once.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +80,7 @@ def decide_by_request(
     """A clock, or driver default with the reason. Same inputs, same decision."""
     those = cohort(now_s, state, traffic, shape, params.reaction_s)
     inside = float(state.running + state.waiting)
-    pace = speeds(model, inside, those.kv_each_tokens, traffic, shape, bounds.factors)
+    pace = speeds(model, inside, those.kv_each_tokens, traffic, shape, bounds.factors.typical)
     asked = _spread(len(model.clocks_mhz))
     wait = waits(those, pace, asked, traffic, shape.max_num_batched_tokens)
     misses = expected_misses(those, pace, asked, wait, lengths, slo, params.margin)
@@ -103,13 +105,16 @@ def _smooth(
     """Clocks at which few enough gaps between tokens are too long."""
     if slo.itl is None:
         return np.ones(len(pace.power_w), dtype=np.bool_)
-    longer = gap_misses(pace, traffic, shape, slo.itl.limit_s)
+    longer = gap_misses(pace, traffic, shape, (1.0 - params.margin) * slo.itl.limit_s)
     return np.asarray(longer <= (1.0 - params.reserve) * (1.0 - slo.itl.quantile))
 
 
+@lru_cache(maxsize=16)
 def _spread(count: int) -> npt.NDArray[np.intp]:
     """Columns of the clocks asked, the lowest and the top among them."""
-    return np.unique(np.linspace(0, count - 1, CLOCKS_ASKED).round().astype(np.intp))
+    columns = np.unique(np.linspace(0, count - 1, CLOCKS_ASKED).round().astype(np.intp))
+    columns.flags.writeable = False
+    return columns
 
 
 def _weigh(
@@ -183,7 +188,7 @@ def _choose(scene: _Scene, applied: Applied, params: PolicyParams) -> Decision:
 def _index(scene: _Scene, clock_mhz: int | None) -> int:
     if clock_mhz is None:
         return len(scene.clocks_mhz) - 1
-    return int(np.clip(np.searchsorted(scene.clocks_mhz, clock_mhz), 0, len(scene.clocks_mhz) - 1))
+    return min(bisect_left(scene.clocks_mhz, clock_mhz), len(scene.clocks_mhz) - 1)
 
 
 def _default(scene: _Scene, reason: str) -> Decision:
@@ -243,8 +248,7 @@ def _decision(scene: _Scene, clock_mhz: int | None, i: int, binding: Binding, re
 
 def _forecast(scene: _Scene, i: int, feasible: bool) -> Forecast:
     """What a request that arrives now has to expect: first token behind a burst, a long answer."""
-    coming = np.flatnonzero(scene.those.weight)[-1] if len(scene.those.weight) else 0
-    first_s = float(np.interp(i, scene.asked, scene.wait.first_s[coming]))
+    first_s = float(np.interp(i, scene.asked, scene.wait.first_s[-1]))
     tbt_s = float(scene.pace.tbt_s[i])
     return Forecast(
         clock_mhz=scene.clocks_mhz[i],
