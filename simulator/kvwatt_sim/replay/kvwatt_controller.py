@@ -18,6 +18,7 @@ from kvwattd.telemetry.gpu import GpuInfo
 
 UUID = "GPU-virtual"
 GPU_PERIOD_TICKS = 3  # GPU readings every third tick, about as live
+PROMISE_S = 3600.0  # a replay's promises are judged over the whole run, of an hour in the usual traces
 
 
 @dataclass
@@ -54,6 +55,7 @@ class KvwattController:
         self.run = InstanceRuntime(config, self.slo, self.params, observation, Durations())
         self.run.model = ModelSlot(self.model, None)
         self.run.gpus = (gpu_info(self.card),)
+        self.run.promises.over(PROMISE_S)
 
     def target(self, now_s: float, plant: VirtualPlant) -> int | None:
         run = self.run
