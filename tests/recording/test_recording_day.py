@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from kvwatt_sim.replay.plant import VirtualPlant
 from kvwatt_sim.replay.scenario import clocks, plant
 from kvwatt_sim.replay.told import WALL_S
 from kvwatt_sim.workload import generate
+from kvwattd.config import parse_config
+from kvwattd.loop import Daemon
 from kvwattd.recording.day import Recording
 
 SECONDS = 40.0
@@ -89,3 +93,22 @@ def test_a_folder_that_cannot_be_made_is_survived(tmp_path: Path, caplog: pytest
     (tmp_path / "file").write_text("")
     run(tmp_path / "file" / "days")
     assert sum("nothing is recorded" in record.getMessage() for record in caplog.records) == 1
+
+
+async def test_the_daemon_opens_and_closes_its_recording(tmp_path: Path) -> None:
+    """Configured under [record]; the folder is there while it runs, and stopping ends the writer."""
+    data = {
+        "daemon": {"state_dir": str(tmp_path / "state"), "mode": "off"},
+        "record": {"dir": str(tmp_path / "record"), "max_mb": 5},
+        "slo": {"tbt": {"limit_s": 0.1}},
+        "instance": [{"name": "chat", "url": "http://127.0.0.1:9", "gpus": ["0"]}],
+    }
+    daemon, stop = Daemon(parse_config(data)), asyncio.Event()
+    task = asyncio.create_task(daemon.run(stop))
+    async with asyncio.timeout(30.0):
+        while daemon.ticks < 2:  # noqa: ASYNC110 (what is waited for sets no event)
+            await asyncio.sleep(0.01)
+    assert (tmp_path / "record").is_dir()
+    stop.set()
+    await task
+    assert "recorder" not in {thread.name for thread in threading.enumerate()}

@@ -11,7 +11,8 @@ from kvwatt_sim.gpu import power_w
 from kvwatt_sim.replay.controller import FixedClock, replay
 from kvwatt_sim.replay.outcome import Outcome, merged
 from kvwatt_sim.replay.plant import MAX_TOKENS, VirtualPlant
-from kvwatt_sim.replay.policies import PolicyError, best_fixed, kvwatt, policy, worst_attainment
+from kvwatt_sim.replay.policies import PolicyError, kvwatt, policy, worst_attainment
+from kvwatt_sim.replay.rivals.hindsight import best_fixed
 from kvwatt_sim.replay.scenario import Case
 from kvwatt_sim.replay.told import Told
 from kvwatt_sim.traces import TraceRequest
