@@ -153,7 +153,7 @@ SCENARIOS = (
         lost_and_back,
         RESET_RETRY_S,
         grows("kvwatt_guard_errors_total"),
-        "active -> failsafe: GPU: ",
+        "GPU is lost",
         stays=False,
     ),
     Scenario(

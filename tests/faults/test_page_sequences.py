@@ -7,7 +7,11 @@ import random
 import pytest
 from snapshots import page, successor
 
+from kvwatt.policy import PolicyParams
 from kvwatt.state import Slo, SloTarget
+from kvwattd.config import InstanceConfig
+from kvwattd.durations import Durations
+from kvwattd.instance import InstanceRuntime
 from kvwattd.observation import Observation
 from kvwattd.progress import STANDSTILL_S, Progress
 from kvwattd.telemetry.vllm_metrics import counters_reset
@@ -15,6 +19,12 @@ from kvwattd.views import attainment_views
 
 POLL_S = 0.5
 SLO = Slo(ttft=SloTarget(2.0), tbt=SloTarget(0.1), e2e=SloTarget(30.0))
+
+
+def runtime() -> InstanceRuntime:
+    """An instance that has seen nothing yet."""
+    config = InstanceConfig(name="sim", url="http://127.0.0.1:1", gpus=("0",))
+    return InstanceRuntime(config, SLO, PolicyParams(), Observation(POLL_S, 1.5), Durations())
 
 
 def fed(*pages: tuple[float, int, float]) -> Progress:
@@ -80,13 +90,13 @@ def test_any_sequence_of_engines_behind_one_address_is_survived() -> None:
     restarts = 0
     for seed in range(60):
         rng = random.Random(seed)
-        observation, current = Observation(POLL_S, 1.5), page(0.0)
+        run, current = runtime(), page(0.0)
         for _ in range(30):
             before, current = current, successor(rng, current)
             reset = counters_reset(before, current)
-            observation.on_page(current)
-            assert (observation.interval is None) >= reset
-            for view in attainment_views(observation, SLO).values():
+            run.on_page(current)
+            assert (run.observation.interval is None) >= reset
+            for view in attainment_views(run, current.observed_s).values():
                 assert 0.0 <= view.met <= view.total
             restarts += reset
     assert restarts > 100

@@ -86,7 +86,7 @@ def test_a_refit_serves_until_it_is_damaged_or_rolled_back(daemon: DaemonProcess
     assert daemon.put(f"{MODEL}/rollback", {"version": 1}, token=None).status_code == 401
     back = daemon.put(f"{MODEL}/rollback", {"version": 1, "hold": True})
     assert back.status_code == 200 and (back.json()["serving"], back.json()["held"]) == (1, True)
-    assert "api: model of sim rolled back to version 1, refits held" in daemon.log()
+    assert f'"action":"PUT {MODEL}/rollback","outcome":"done"' in daemon.log()
 
     trees = tmp_path / "state" / "models" / "sim" / "versions" / "1" / "model.step.txt"
     whole = trees.read_bytes()
