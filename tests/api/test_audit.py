@@ -141,6 +141,18 @@ async def test_a_flood_of_strangers_fills_no_disk(plane: FakePlane, token_file: 
     assert access.refused == {401: 5, 429: 45}
 
 
+@pytest.mark.parametrize("content", [b"{", b" " * (1 << 17), b'{"mode": "off"}'])
+async def test_nothing_of_a_strangers_body_is_looked_at(
+    plane: FakePlane, token_file: Path, content: bytes
+) -> None:
+    """Malformed, oversized or sound: without a token it is a 401 out of the strangers' allowance."""
+    access = opened(token_file, writes=RateLimit(2, lambda: 0.0))
+    async with in_process(create_app(plane, access)) as client:
+        answers = [await client.put("/api/v1/mode", content=content) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [401, 401, 429, 429]
+    assert len(lines(token_file)) == 2
+
+
 @pytest.mark.parametrize("per_minute", [1, 7, 60, 1000])
 def test_no_pattern_of_calls_gets_more_than_the_rate(per_minute: int) -> None:
     """Over any time, at most the bucket and what flowed in since; calls that wait as told succeed."""

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
-from kvwattd.api.auth import Access, known_query, may_control, may_read, may_write
+from kvwattd.api.auth import SCHEME, Access, known_query, may_control, may_read
 from kvwattd.api.limits import BodyLimit
 from kvwattd.api.ports import ControlPlane
 from kvwattd.api.problems import install
@@ -49,9 +49,8 @@ def create_app(plane: ControlPlane, access: Access) -> FastAPI:
     app.state.access = access
     install(app)
     app.add_middleware(BodyLimit)
-    read, control, write = (
-        [Depends(may), Depends(known_query)] for may in (may_read, may_control, may_write)
-    )
+    # Writes ask for the token themselves, before the body is read; here the scheme is only described.
+    read, control, write = ([Depends(may), Depends(known_query)] for may in (may_read, may_control, SCHEME))
     app.include_router(reads(plane), prefix="/api/v1", dependencies=read, responses=_READ_ERRORS)
     app.include_router(audit_log(access), prefix="/api/v1", dependencies=control, responses=_READ_ERRORS)
     app.include_router(writes(plane), prefix="/api/v1", dependencies=write, responses=_WRITE_ERRORS)

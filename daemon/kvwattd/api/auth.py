@@ -22,8 +22,8 @@ from kvwattd.config_values import is_loopback
 WRITES_PER_MINUTE = 60
 STRANGER = "anonymous"
 UNIX_SOCKET = "unix socket"
-_SCHEME = HTTPBearer(auto_error=False, description="Token with an entry in the file at `api.token_file`.")
-Presented = Annotated[HTTPAuthorizationCredentials | None, Depends(_SCHEME)]
+SCHEME = HTTPBearer(auto_error=False, description="Token with an entry in the file at `api.token_file`.")
+Presented = Annotated[HTTPAuthorizationCredentials | None, Depends(SCHEME)]
 
 
 @dataclass
@@ -63,11 +63,14 @@ async def may_control(request: Request, presented: Presented) -> None:
     await _permit(request, presented, Scope.CONTROL)
 
 
-async def may_write(request: Request, presented: Presented) -> None:
-    """`may_control`, at a bounded rate; strangers share one allowance. Raises Refused."""
+async def may_write(request: Request) -> None:
+    """`may_control`, at a bounded rate; strangers share one allowance. Raises Refused.
+
+    Called before anything of the body is read: strangers cost nothing but this.
+    """
     access: Access = request.app.state.access
     try:
-        await _permit(request, presented, Scope.CONTROL)
+        await _permit(request, await SCHEME(request), Scope.CONTROL)
     finally:
         wait_s = access.writes.wait_s(who_of(request))
         if wait_s > 0:

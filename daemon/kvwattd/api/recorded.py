@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from kvwattd.api.auth import Access, client_of, who_of
+from kvwattd.api.auth import Access, client_of, may_write, who_of
 from kvwattd.api.ports import Rejected, UnknownInstance
 from kvwattd.api.problems import Refused, response_to
 
@@ -22,7 +22,10 @@ def changed(request: Request, before: object, after: object) -> None:
 
 
 class RecordedRoute(APIRoute):
-    """Records how each call ended. Calls over the rate are only counted: they would fill the disk."""
+    """Asks for a token and records how each call ended.
+
+    Calls over the rate are only counted: they would fill the disk.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -30,6 +33,7 @@ class RecordedRoute(APIRoute):
         async def recorded(request: Request) -> Response:
             access: Access = request.app.state.access
             try:
+                await may_write(request)
                 response = await handle(request)
             except Exception as error:
                 status = response_to(error).status_code
