@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kvwatt_sim.gpu import power_w
-from kvwatt_sim.replay.controller import FixedClock, replay
+from kvwatt_sim.replay.controller import FixedClock, replay, replay_group
 from kvwatt_sim.replay.outcome import Outcome, merged
 from kvwatt_sim.replay.plant import MAX_TOKENS, VirtualPlant
 from kvwatt_sim.replay.policies import PolicyError, kvwatt, policy, worst_attainment
@@ -152,6 +152,30 @@ def test_merged_outcomes_add_up(setting: Case) -> None:
     assert (both.tokens, len(both.served)) == (one.tokens + two.tokens, len(one.served) + len(two.served))
     shares = [o.attainment(setting.promises.slo)["tbt"] for o in (one, two, both)]
     assert min(shares[:2]) <= shares[2] <= max(shares[:2])
+
+
+def test_a_group_of_one_is_the_plant_itself(setting: Case) -> None:
+    """Requests that come one by one are served as those that were known from the start."""
+    args = (setting.card, setting.shape, setting.requests)
+    alone = replay(*args, Meter((900, 2520)), setting.until_s)
+    (same,) = replay_group(*args, [Meter((900, 2520))], setting.until_s)
+    assert same.energy_j == pytest.approx(alone.energy_j, rel=1e-9)
+    assert same.served.last_s == pytest.approx(alone.served.last_s, rel=1e-9)
+    assert same.clock_changes == alone.clock_changes
+
+
+def test_a_group_shares_the_load(setting: Case) -> None:
+    """Every request is served once, about evenly, sooner than by one alone and for more idling."""
+    args = (setting.card, setting.shape, setting.requests)
+    three = replay_group(*args, [FixedClock(None)] * 3, setting.until_s)
+    one = replay(*args, FixedClock(None), setting.until_s)
+    assert sum(o.tokens for o in three) == one.tokens
+    shares = [len(o.served) / len(one.served) for o in three]
+    assert sum(shares) == pytest.approx(1.0)
+    assert min(shares) > 0.25
+    both = merged(three)
+    assert both.served.latencies()["e2e"].mean() < one.served.latencies()["e2e"].mean()
+    assert both.energy_j > one.energy_j
 
 
 @pytest.mark.parametrize("name", ["best", "fixed", "fixed-", "fixed-fast", ""])

@@ -39,6 +39,43 @@ class FixedClock:
         return self.clock_mhz
 
 
+class Drive:
+    """A controller at the wheel of a plant: asks it every `period_s` and sets the clock that it names.
+
+    The first clock is in force from the start; each later one `switch_latency_s` after it was asked for.
+    """
+
+    def __init__(self, plant: VirtualPlant, controller: Controller, switch_latency_s: float = 0.2) -> None:
+        self.plant = plant
+        self._controller = controller
+        self._latency_s = switch_latency_s
+        self._held = controller.target(0.0, plant)
+        self._asked, self._changes = 1, 0
+        plant.set_clock(self._held, 0.0)
+
+    def advance(self, until_s: float) -> None:
+        """Run until `until_s`, asking as often as is due."""
+        plant, period_s = self.plant, self._controller.period_s
+        while plant.now_s < until_s - 1e-12:
+            plant.advance(min(self._asked * period_s, until_s))
+            if plant.now_s >= self._asked * period_s - 1e-9:
+                self._ask()
+
+    def _ask(self) -> None:
+        self._asked += 1
+        target = self._controller.target(self.plant.now_s, self.plant)
+        if target != self._held:
+            self.plant.set_clock(target, self._latency_s)
+            self._held, self._changes = target, self._changes + 1
+
+    def finish(self, until_s: float) -> Outcome:
+        """Run until `until_s` is over and everything has finished."""
+        self.advance(until_s)
+        while not self.plant.done:
+            self.advance(self.plant.now_s + DRAIN_STEP_S)
+        return self.plant.outcome(self._changes)
+
+
 def replay(
     card: Card,
     shape: EngineShape,
@@ -47,22 +84,26 @@ def replay(
     until_s: float,
     switch_latency_s: float = 0.2,
 ) -> Outcome:
-    """Serve `requests` under `controller` until `until_s` is over and everything has finished.
+    """Serve `requests` under `controller` until `until_s` is over and everything has finished."""
+    return Drive(VirtualPlant(card, shape, requests), controller, switch_latency_s).finish(until_s)
 
-    The first clock is in force from the start; each later one `switch_latency_s` after it was asked for.
-    """
-    plant = VirtualPlant(card, shape, requests)
-    held = controller.target(0.0, plant)
-    plant.set_clock(held, 0.0)
-    changes, asked = 0, 1
-    while plant.now_s < until_s or not plant.done:
-        over_s = until_s if plant.now_s < until_s else plant.now_s + DRAIN_STEP_S
-        plant.advance(min(asked * controller.period_s, over_s))
-        if plant.now_s < asked * controller.period_s - 1e-9:
-            continue
-        asked += 1
-        target = controller.target(plant.now_s, plant)
-        if target != held:
-            plant.set_clock(target, switch_latency_s)
-            held, changes = target, changes + 1
-    return plant.outcome(changes)
+
+def replay_group(
+    card: Card,
+    shape: EngineShape,
+    requests: Sequence[TraceRequest],
+    controllers: Sequence[Controller],
+    until_s: float,
+    switch_latency_s: float = 0.2,
+) -> list[Outcome]:
+    """The same over one plant per controller: a request goes where the fewest are unfinished when it comes,
+    among those to the plant that had the fewest so far."""
+    drives = [Drive(VirtualPlant(card, shape, (), len(requests)), c, switch_latency_s) for c in controllers]
+    given = [0] * len(drives)
+    for request in requests:
+        for drive in drives:
+            drive.advance(request.arrival_s)
+        least = min(range(len(drives)), key=lambda i: (drives[i].plant.unfinished, given[i]))
+        drives[least].plant.add(request)
+        given[least] += 1
+    return [drive.finish(until_s) for drive in drives]

@@ -108,13 +108,16 @@ class Kernel:
         arrival_s: npt.NDArray[np.float64],
         prompt: npt.NDArray[np.int64],
         total: npt.NDArray[np.int64],
+        longest: int,
+        room: int = 0,
     ) -> None:
+        """`longest`: most output tokens of a request; `room`: for how many more than are given."""
         self._library = _library()
         self.c = CPlant()
         self.arrays: dict[str, _Array] = {}
-        n = len(arrival_s)
+        n = len(arrival_s) + room
         for name, values in (("arrival_s", arrival_s), ("prompt", prompt), ("total", total)):
-            self._own(name, values)
+            self._own(name, np.concatenate([values, np.zeros(room, dtype=values.dtype)]))
         self._own("clocks", np.array(card.supported_mhz, dtype=np.int64))
         for name in _COUNTS.split():
             self._own(name, np.zeros(n, dtype=np.int64))
@@ -123,7 +126,7 @@ class Kernel:
             self._own(name, np.full(n, NONE, dtype=np.int64))
         for name in ("scheduled_s", "first_s", "last_s"):
             self._own(name, np.full(n, -1.0))
-        ring = 1 << int(total.max(initial=1) + 1).bit_length()
+        ring = 1 << (longest + 1).bit_length()
         self._own("ring_head", np.full(ring, NONE, dtype=np.int64))
         self._own("ring_tail", np.full(ring, NONE, dtype=np.int64))
         self._own("by_remainder", np.zeros(shape.block_size, dtype=np.int64))
@@ -131,11 +134,18 @@ class Kernel:
         self._own("gaps", np.zeros(BINS, dtype=np.int64))
         for name, bounds in METERS.items():
             self._meter(name, bounds)
-        self._fix(card, shape, n, ring)
+        self._fix(card, shape, len(arrival_s), ring)
 
     def advance(self, until_s: float) -> None:
         """Run until `until_s`."""
         self._library.kvr_advance(ctypes.byref(self.c), until_s)
+
+    def add(self, arrival_s: float, prompt: int, total: int) -> None:
+        """One more request; it must arrive after all others."""
+        place = self.c.n_requests
+        for name, value in (("arrival_s", arrival_s), ("prompt", prompt), ("total", total)):
+            self.arrays[name][place] = value
+        self.c.n_requests = place + 1
 
     def everyone(self) -> _Array:
         """Indices of the requests inside: the batch in its order, then the queue."""

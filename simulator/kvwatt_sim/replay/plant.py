@@ -20,16 +20,20 @@ MAX_TOKENS = 2048
 class VirtualPlant:
     """Engine and GPU driven to any later moment by `advance`; `energy_j` is the integral of power.
 
-    Raises ValueError for requests out of order and for one that can never fit the KV cache.
+    `room`: how many requests may come by `add` later. Raises ValueError for requests out of order and for
+    one that can never fit the KV cache.
     """
 
-    def __init__(self, card: Card, shape: EngineShape, requests: Sequence[TraceRequest]) -> None:
+    def __init__(
+        self, card: Card, shape: EngineShape, requests: Sequence[TraceRequest], room: int = 0
+    ) -> None:
         self.card = card
         self.shape = shape
         table = [(r.arrival_s, r.prompt_tokens, min(r.output_tokens, MAX_TOKENS)) for r in requests]
         arrival, prompt, total = np.array(table, dtype=np.float64).reshape(-1, 3).T
         _check(shape, arrival, prompt + total - 1.0)
-        self._kernel = Kernel(card, shape, arrival, prompt.astype(np.int64), total.astype(np.int64))
+        lengths = (prompt.astype(np.int64), total.astype(np.int64))
+        self._kernel = Kernel(card, shape, arrival, *lengths, MAX_TOKENS, room)
         self._c = self._kernel.c
         self._arrays = self._kernel.arrays
 
@@ -73,9 +77,22 @@ class VirtualPlant:
         return int(self._c.steps)
 
     @property
+    def unfinished(self) -> int:
+        """Requests that were given and have not finished, whether they have arrived or not."""
+        return int(self._c.n_requests - self._c.finished)
+
+    @property
     def done(self) -> bool:
         """Every request has arrived and finished."""
-        return bool(self._c.finished == self._c.n_requests)
+        return self.unfinished == 0
+
+    def add(self, request: TraceRequest) -> None:
+        """One more request, after all others. Raises ValueError as the constructor does."""
+        last_s = self._arrays["arrival_s"][self._c.n_requests - 1] if self._c.n_requests else 0.0
+        output = min(request.output_tokens, MAX_TOKENS)
+        times = np.array([last_s, request.arrival_s])
+        _check(self.shape, times, np.array([0.0, request.prompt_tokens + output - 1.0]))
+        self._kernel.add(request.arrival_s, request.prompt_tokens, output)
 
     def set_clock(self, clock_mhz: int | None, latency_s: float) -> None:
         """Lock the clock (None: driver default); it takes effect `latency_s` later."""

@@ -15,8 +15,7 @@ import numpy as np
 from kvwatt.state import EngineShape, Slo, SloTarget
 from kvwatt_sim.cards import Card
 from kvwatt_sim.recording import Recorded
-from kvwatt_sim.replay.controller import Controller, FixedClock
-from kvwatt_sim.replay.controller import replay as drive
+from kvwatt_sim.replay.controller import Controller, FixedClock, replay_group
 from kvwatt_sim.replay.outcome import Outcome, merged
 from kvwatt_sim.replay.plant import VirtualPlant
 from kvwatt_sim.replay.policies import kvwatt
@@ -92,7 +91,7 @@ def promises_of(limits_s: dict[str, float]) -> Promises:
 
 
 def serve(card: Card, recorded: Sequence[Recorded], limits_s: dict[str, float], change: Change) -> Told:
-    """Replay the recording with `change`; requests go round-robin to another number of instances."""
+    """Replay the recording with `change`; among another number of instances the least loaded gets a request."""
     if change.clock_mhz is not None and change.clock_mhz not in card.supported_mhz:
         low, high = card.supported_mhz[0], card.supported_mhz[-1]
         raise ChangeError(f"clock = {change.clock_mhz}: a clock from {low} to {high} MHz is accepted")
@@ -100,11 +99,11 @@ def serve(card: Card, recorded: Sequence[Recorded], limits_s: dict[str, float], 
     start_s = min(r.requests[0].arrival_s for r in recorded)
     until_s = max(r.span_s[1] for r in recorded) - start_s
     outcomes, watched = [], []
-    for shape, requests in _split(card, recorded, start_s, change.instances):
+    for shape, requests, plants in _groups(card, recorded, start_s, change.instances):
         case = Case(card, clocks(card), shape, fitted(card, requests), promises, until_s)
-        watch = Watched(_controller(case, change))
-        outcomes.append(drive(case.card, case.shape, case.requests, watch, until_s))
-        watched.append(watch)
+        watches = [Watched(_controller(case, change)) for _ in range(plants)]
+        outcomes += replay_group(case.card, case.shape, case.requests, watches, until_s)
+        watched += watches
     times = watched[0].times_s[: min(len(watch.times_s) for watch in watched)]
     energy = np.sum([watch.energy_j[: len(times)] for watch in watched], axis=0)
     power = np.diff(energy) / np.maximum(np.diff(times), 1e-9)
@@ -120,22 +119,22 @@ def _controller(case: Case, change: Change) -> Controller:
     return kvwatt(case)
 
 
-def _split(
+def _groups(
     card: Card, recorded: Sequence[Recorded], start_s: float, instances: int
-) -> list[tuple[EngineShape, tuple[TraceRequest, ...]]]:
-    """Each instance's engine and requests: as recorded, or all of them dealt out in turn."""
+) -> list[tuple[EngineShape, tuple[TraceRequest, ...], int]]:
+    """Engine, requests and number of plants: each instance by itself as recorded, or one group of all."""
     own = [
-        [
+        tuple(
             TraceRequest(line.arrival_s - start_s, line.prompt_tokens, line.output_tokens)
             for line in one.requests
-        ]
+        )
         for one in recorded
     ]
     shapes = [_shape(card, one) for one in recorded]
     if instances == 0:
-        return [(shape, tuple(requests)) for shape, requests in zip(shapes, own, strict=True)]
+        return [(shape, requests, 1) for shape, requests in zip(shapes, own, strict=True)]
     everyone = sorted((r for requests in own for r in requests), key=lambda r: r.arrival_s)
-    return [(shapes[0], tuple(everyone[i::instances])) for i in range(instances)]
+    return [(shapes[0], tuple(everyone), instances)]
 
 
 def _shape(card: Card, recorded: Recorded) -> EngineShape:
