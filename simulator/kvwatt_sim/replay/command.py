@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -146,5 +146,5 @@ def _side_file(json_file: Path | None) -> Iterator[Path]:
     if json_file is not None:
         yield json_file.with_name(json_file.name + ".jsonl")
         return
-    with TemporaryDirectory(prefix="kvwatt-replay-") as folder, nullcontext():
+    with TemporaryDirectory(prefix="kvwatt-replay-") as folder:
         yield Path(folder) / "results.jsonl"

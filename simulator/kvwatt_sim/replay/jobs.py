@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass
 from functools import cache
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def run_job(job: Job, trace: tuple[TraceRequest, ...]) -> Row:
 
 
 def row_of(setting: Case, outcome: Outcome) -> Row:
-    """Energy, latencies and how far each promise was kept, in JSON's types."""
+    """Energy, latencies and how far each promise was kept, in JSON's types; no quantile of nothing."""
     slo = setting.promises.slo
     limits = {"ttft": slo.ttft, "tbt": slo.tbt, "e2e": slo.e2e, "itl": slo.itl}
     return {
@@ -78,7 +79,7 @@ def row_of(setting: Case, outcome: Outcome) -> Row:
         "attainment": outcome.attainment(slo),
         "limits_s": {name: target.limit_s for name, target in limits.items() if target is not None},
         "quantiles_s": {
-            name: {f"{level:g}": value for level, value in levels.items()}
+            name: {f"{level:g}": None if isnan(value) else value for level, value in levels.items()}
             for name, levels in outcome.quantiles().items()
         },
     }

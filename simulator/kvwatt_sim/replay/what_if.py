@@ -91,7 +91,7 @@ def promises_of(limits_s: dict[str, float]) -> Promises:
 
 
 def serve(card: Card, recorded: Sequence[Recorded], limits_s: dict[str, float], change: Change) -> Told:
-    """Replay the recording with `change`; among another number of instances the least loaded gets a request."""
+    """Replay the recording with `change`; of another number of instances the least loaded gets a request."""
     if change.clock_mhz is not None and change.clock_mhz not in card.supported_mhz:
         low, high = card.supported_mhz[0], card.supported_mhz[-1]
         raise ChangeError(f"clock = {change.clock_mhz}: a clock from {low} to {high} MHz is accepted")

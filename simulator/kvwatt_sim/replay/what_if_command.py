@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,10 @@ def _row(answer: Told, base: Told) -> Row:
         "tokens": outcome.tokens,
         "attainment": outcome.attainment(slo),
         "limits_s": {name: target.limit_s for name, target in targets.items() if target is not None},
-        "p99_s": {name: levels[0.99] for name, levels in outcome.quantiles().items()},
+        "p99_s": {
+            name: None if isnan(levels[0.99]) else levels[0.99]
+            for name, levels in outcome.quantiles().items()
+        },
         "clock_changes": outcome.clock_changes,
     }
 
