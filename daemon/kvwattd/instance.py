@@ -91,6 +91,7 @@ class InstanceRuntime:
     _refusals: int = 0
     _trusted_since_s: float = 0.0
     _budget: Budget = NO_BUDGET
+    _cautious: Slo | None = None  # limits that forecasts from sums have to keep
     _params: tuple[PolicyParams, float, PolicyParams] | None = None
     _decided: tuple[tuple[object, ...], Decision] | None = None
 
@@ -146,7 +147,8 @@ class InstanceRuntime:
         forecast = (self.last.chosen or self.last.at_default) if self.last is not None else None
         self.latencies.on_page(page, forecast, self.slo)
         self.promises.on_page(page, self.slo, self.observation.judged)
-        self._budget = Budget(self.promises.budget(page.observed_s, self.slo))
+        budget = self.promises.budget(page.observed_s, self.slo)
+        self._budget, self._cautious = Budget(budget), self.latencies.cautious(self.slo, budget)
 
     def on_energy(self, accounts: Mapping[str, EnergyReading]) -> None:
         """What stands behind the energy figures; a doubt about a counter is told when it begins."""
@@ -270,12 +272,13 @@ class InstanceRuntime:
         check = self.observation.check
         compiled, bounds = check.paced(compiled), check.bounds(compiled)
         params = self._params_now()
-        inputs = (snapshot, state, seen, compiled, self.slo, bounds, params, self.applied, self._budget)
+        slo = self.slo if state.requests else self._cautious or self.slo
+        inputs = (snapshot, state, seen, compiled, slo, bounds, params, self.applied, self._budget)
         decision = self._standing_decision(inputs, now_s)
         if decision is None:
             started = perf_counter()
             decision = decide(
-                now_s, state, seen, shape, compiled, self.slo, bounds, params, self.applied, self._budget
+                now_s, state, seen, shape, compiled, slo, bounds, params, self.applied, self._budget
             )
             self.durations.observe(perf_counter() - started)
             self._decided = (inputs, decision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from kvwatt.state import RequestState
 
 SAME_S = 5e-6  # arrivals told at the first token and at the end are equal but for rounding (of 2e-7 s)
 CERTAIN = 0.999
+TINY = 1e-9
+LONGEST, ROUNDS = 30.0, 40  # of the search for a factor, in its log
 
 
 @dataclass(slots=True)
@@ -127,18 +130,14 @@ class Roll:
         self._suspect(max(self._gone - count, 0.0))
 
     def _suspect(self, total: float) -> None:
-        """Scale the suspicions to this sum; who is certainly gone is struck off."""
-        self._gone = min(total, float(len(self.active)))
-        for _ in range(8):  # those at 1 hold no more: a few rounds hand it on to the rest
-            free = [k for k in self.active if 0.0 < k.gone < 1.0]
-            held = sum(k.gone for k in self.active if k.gone >= 1.0)
-            now = sum(k.gone for k in free)
-            if not free or abs(held + now - self._gone) < 1e-9:
-                break
-            for known in free:
-                known.gone = min(known.gone * max(self._gone - held, 0.0) / now, 1.0)
-        self.active = [k for k in self.active if k.gone < CERTAIN]
-        self._gone = sum(k.gone for k in self.active)
+        """Scale the odds of all suspects alike, to this sum; who is certainly gone is struck off."""
+        suspects = [known for known in self.active if known.gone > 0.0]
+        factor = _scale([known.gone / max(1.0 - known.gone, TINY) for known in suspects], total)
+        for known in suspects:
+            odds = factor * known.gone / max(1.0 - known.gone, TINY)
+            known.gone = odds / (1.0 + odds)
+        self.active = [known for known in self.active if known.gone < CERTAIN]
+        self._gone = sum(known.gone for known in self.active)
 
     def park(self, count: int) -> None:
         """The last ones admitted are preempted."""
@@ -202,3 +201,16 @@ class Roll:
         return RequestState(
             known.arrival_s, prompt, prompt, output, weight=1.0 - known.gone, first_token_s=known.first_s
         )
+
+
+def _scale(odds: list[float], total: float) -> float:
+    """The factor on these odds at which their probabilities add up to `total`, by bisection of its log."""
+    low, high = -LONGEST, LONGEST
+    for _ in range(ROUNDS):
+        middle = (low + high) / 2
+        factor = math.exp(middle)
+        if sum(factor * o / (1.0 + factor * o) for o in odds) < total:
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2)

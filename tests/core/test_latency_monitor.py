@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from kvwatt.attainment import Tally
 from kvwatt.state import EngineSnapshot, Forecast, Histogram, Metric, Slo, SloTarget
 from kvwattd.latency_monitor import LatencyMonitor
 
@@ -80,3 +81,29 @@ def test_nothing_is_learned_without_a_forecast_or_across_a_restart() -> None:
     assert monitor.calibrations[Metric.TTFT].total == 1
     monitor.restart()
     assert monitor.calibrations == {}
+
+
+def monitored(wide_s: float) -> LatencyMonitor:
+    """Forecasts of 0.4 s that were too short for everybody, or long enough."""
+    monitor = LatencyMonitor()
+    for n in range(20):
+        monitor.on_page(page(0.5 * n, (0, 0, 0, 4 * n, 4 * n, 4 * n)), forecast(wide_s), SLO)
+    return monitor
+
+
+def test_limits_are_cautious_only_where_a_promise_is_broken_and_forecasts_fell_short() -> None:
+    """One alone is no reason; with both the limit shrinks as the misses grow, by no more than the factor."""
+    factor = monitored(0.4).calibrations[Metric.TTFT].factor
+    assert factor > 1.5
+    limits = []
+    for missed in (0.0, 5.0, 6.0, 7.0, 8.0, 50.0):
+        budget = {Metric.TTFT: Tally(100.0, missed, 5.0)}
+        assert monitored(5.0).cautious(SLO, budget) is SLO
+        told = monitored(0.4).cautious(SLO, budget)
+        assert told.ttft is not None
+        assert told.ttft.quantile == 0.95
+        limits.append(told.ttft.limit_s)
+    assert limits[:2] == [1.0, 1.0]
+    assert limits == sorted(limits, reverse=True)
+    assert limits[2] < 1.0
+    assert limits[-1] == pytest.approx(1.0 / factor)
