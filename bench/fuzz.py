@@ -27,7 +27,8 @@ from bars import Bar, show, write
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "fuzz"))
 
 from engine import Outcome, fuzz
-from targets import Target, targets
+from target import Target
+from targets import targets
 
 INPUTS, QUICK_INPUTS = 1_000_000, 100_000
 BATCH = 2000

@@ -37,6 +37,7 @@ class _MooncakeRow(msgspec.Struct):
 
 
 _MOST_TOKENS = 1 << 40
+_LATEST_MS = 1 << 53
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
@@ -112,6 +113,8 @@ def _mooncake_request(
             f"{where}: {error}; expected an object with timestamp (ms), input_length and output_length"
         ) from error
     first_ms = before[0][0] if before else row.timestamp
+    if not 0 <= row.timestamp < _LATEST_MS:
+        raise TraceError(f"{where}: timestamp {str(row.timestamp)[:40]} is not a number of milliseconds")
     if before and row.timestamp < before[-1][0]:
         raise TraceError(f"{where}: timestamp {row.timestamp} lies before the line above")
     for name in ("input_length", "output_length"):

@@ -24,6 +24,7 @@ from kvwatt_sim.server.page import Finished, Gauges, MetricsPage, PageShape
 from kvwatt_sim.virtual_profile import virtual_profile
 from kvwattd.guard import protocol
 from kvwattd.guard.protocol import ClockState, GuardGpu, GuardHello, GuardStatus
+from kvwattd.recording import lines
 from kvwattd.telemetry import layouts
 from kvwattd.vllm_plugin import wire
 
@@ -190,6 +191,27 @@ AZURE = b"""TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:51.2224670,879,55
 2023-11-16 18:16:21.1234567,91,16
 """
+
+
+MOONCAKE = b"""{"timestamp": 0, "input_length": 6755, "output_length": 500, "hash_ids": [0, 1, 2]}
+{"timestamp": 3000, "input_length": 7319, "output_length": 490, "hash_ids": [0, 14]}
+{"timestamp": 3000, "input_length": 7234, "output_length": 794}
+"""
+
+SETTINGS = (
+    b'{"version": 1, "mode": {"by": "operator", "unix_s": 1.7e9, "mode": "active"},'
+    b' "slos": {"a": {"by": "operator", "unix_s": 1.7e9, "slo": {"tbt": {"limit_s": 0.2, "quantile": 0.9}}}}}'
+)
+
+
+def recording() -> bytes:
+    """Two requests and two readings of one instance."""
+    at_s = 1.7e9
+    sizes = (1, 2520, 256, 2048, 1000, 16)
+    run = lines.RunLine(lines.VERSION, at_s, "a", "m", "NVIDIA L20", *sizes, {"tbt": 0.2})
+    requests = [lines.RequestLine("a", at_s + n, 100, 40, 0.4, 0.03, 2.0, 64) for n in range(2)]
+    readings = [lines.GpuLine("a", at_s + n, 1200, 150.5, 150.5 * n) for n in range(2)]
+    return b"".join(map(lines.encode, [run, *requests, *readings]))
 
 
 def model_folder(folder: Path) -> Path:

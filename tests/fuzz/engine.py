@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Protocol
 
-from targets import Target
+from target import Target
 
 LONGEST_S = 1.0
 REPORTED = 20

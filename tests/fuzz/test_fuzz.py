@@ -17,7 +17,8 @@ from engine import LONGEST_S, fuzz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rest_requests import RestApp
-from targets import Target, targets
+from target import Target
+from targets import targets
 
 from kvwatt import artifact
 
@@ -32,7 +33,10 @@ NAMES = (
     "guard configuration",
     "token file",
     "daemon configuration",
+    "settings",
     "Azure trace",
+    "Mooncake trace",
+    "recording",
     "model manifest",
     "model trees",
     "model profile",
@@ -44,7 +48,7 @@ NAMES = (
     "REST request",
 )
 JSON_NAMES = ("guard request", "guard answer", "guard state file", "model manifest")
-JSON_NAMES += ("version record", "version pointer", "kept samples")
+JSON_NAMES += ("settings", "version record", "version pointer", "kept samples")
 SEED, LEAST_INPUTS, INPUTS = 20, 200, 12_000
 
 
