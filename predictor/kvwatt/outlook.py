@@ -60,6 +60,10 @@ class Cohort:
         """Requests, those to come included."""
         return float(self.weight.sum())
 
+    def open(self, metric: Metric) -> float:
+        """Requests that may still keep or miss a promise."""
+        return float(self.weight @ ~self.started) if metric is Metric.TTFT else self.inside
+
 
 def cohort(
     now_s: float, state: EngineState, traffic: Traffic, shape: EngineShape, reaction_s: float

@@ -41,7 +41,7 @@ from kvwatt.traffic import Traffic
 
 CLOCKS_ASKED = 14  # misses are computed at so many clocks and are linear between them
 WORTH_S = 10.0  # about the time a request runs: for so long a clock's power and misses are compared
-LOST_SHARE = 0.3  # of the requests inside; with more of them lost, the fastest drain
+LOST_SHARE = 0.3  # of the requests that a promise is open for; with more of them lost, the fastest drain
 ADDED_SHARE = 0.05  # of the requests inside: no clock is chosen that would lose more than the top clock
 
 
@@ -165,8 +165,9 @@ def _overload(scene: _Scene) -> str | None:
     if not scene.smooth[-1]:
         return "no clock keeps every promise (full steps break ITL even at the top)"
     for metric, misses in scene.misses.items():
-        if misses[-1] > LOST_SHARE * scene.those.inside:
-            told = f"{misses[-1]:.0f} of {scene.those.inside:.0f} requests miss {metric.upper()}"
+        judged = scene.those.open(metric)
+        if misses[-1] > LOST_SHARE * judged:
+            told = f"{misses[-1]:.1f} of {judged:.1f} requests miss {metric.upper()}"
             return f"no clock keeps every promise ({told} even at the top)"
     return None
 
