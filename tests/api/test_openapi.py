@@ -52,9 +52,15 @@ def application() -> FastAPI:
 SCHEMA = schemathesis.openapi.from_asgi("/api/v1/openapi.json", application())
 
 
+@SCHEMA.hook
+def filter_case(_: Any, case: Any) -> bool:
+    """An empty list or object leaves no trace in a URL: what was meant as invalid would be valid."""
+    return not any(value in ([], {}) for value in (case.query or {}).values())
+
+
 # The probes answer 503 by intention, this daemon does not tick; they have tests of their own.
 @SCHEMA.exclude(path=["/healthz", "/readyz"]).parametrize()
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_one_that_is_described(case: Any) -> None:
     """No server error; status, content type and body of every answer are those of the description."""
     case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"})
