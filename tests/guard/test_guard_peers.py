@@ -143,5 +143,5 @@ async def test_a_flood_waits_and_harms_nobody(stage: GuardStage) -> None:
         await client.renew()
         await asyncio.sleep(0.05)
     assert b'"ok":true' in await reader.readline()
-    writer.close()
+    writer.transport.abort()
     await client.close()

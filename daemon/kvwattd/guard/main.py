@@ -27,6 +27,7 @@ from kvwattd.guard.worker import CallTimeoutError, DeadlineWorker
 log = logging.getLogger(__name__)
 
 START_DEADLINE_S = 5.0  # the driver may have to load: seconds without persistence mode
+RECOVER_DEADLINE_S = 1.0
 STOP_BUDGET_S = 3.0
 SHUTDOWN_DEADLINE_S = 1.0
 STOP_POLL_S = 0.05
@@ -66,13 +67,14 @@ def main(argv: list[str] | None = None) -> int:
 async def _reset_recorded(state: StateFile, allowed: tuple[str, ...]) -> int:
     """What ExecStopPost runs: undo what a killed guard left, with a broken configuration too."""
     session = NvmlSession()
-    keeper, recorder = _keeper(allowed, START_DEADLINE_S, state, session)
+    keeper, recorder = _keeper(allowed, RECOVER_DEADLINE_S, state, session)
     try:
         recorded = _recorded(allowed, state)
     except StateFileError:
         await keeper.close()
         return EXIT_NOT_RESET
-    await keeper.recover(recorded, START_DEADLINE_S)
+    await keeper.recover(recorded, RECOVER_DEADLINE_S)
+    await _retried(keeper, START_DEADLINE_S)  # a call that hangs is tried again in another thread
     return await _end(keeper, recorder, session, keeper.touched)
 
 
@@ -94,7 +96,7 @@ async def _run(config: GuardConfig, state: StateFile) -> int:
     session = NvmlSession()
     keeper, recorder = _keeper(config.gpus, config.nvml_deadline_s, state, session)
     stopping = _stop_signals()
-    await keeper.recover(_recorded(config.gpus, state), START_DEADLINE_S)
+    await keeper.recover(_recorded(config.gpus, state), RECOVER_DEADLINE_S)  # retried by the tick
     await keeper.warm_up(START_DEADLINE_S)
     server = GuardServer(config, keeper, recorder, stopping)
     try:
@@ -156,13 +158,17 @@ def _recorded(allowed: tuple[str, ...], state: StateFile) -> frozenset[str]:
 
 async def _restore(keeper: ClockKeeper) -> frozenset[str]:
     """Reset what is set, retrying within the stop budget; the GPUs that could not be reset."""
-    loop = asyncio.get_running_loop()
-    until_s = loop.time() + STOP_BUDGET_S
     await keeper.reset_all("the guard ends")
+    await _retried(keeper, STOP_BUDGET_S)
+    return keeper.touched
+
+
+async def _retried(keeper: ClockKeeper, budget_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + budget_s
     while keeper.touched and loop.time() < until_s:
         keeper.retry_due(loop.time())
         await asyncio.sleep(STOP_POLL_S)
-    return keeper.touched
 
 
 async def _end(keeper: ClockKeeper, recorder: Recorder, session: NvmlSession, left: frozenset[str]) -> int:

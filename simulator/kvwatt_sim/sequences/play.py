@@ -27,7 +27,7 @@ LEASE_S, DEADLINE_S, HOLD_OFF_S = 0.4, 0.05, 0.3
 MIN_MHZ, MAX_MHZ = 600, 2400
 PATIENCE_S = 20.0
 GROUPS = {"a": (0, 1), "b": (2,)}
-CALLS = (SET, RESET, "nvmlDeviceGet*", "nvmlDeviceGetMigMode", "nvmlDeviceGetClockInfo", "*")
+CALLS = (SET, SET, SET, RESET, RESET, "nvmlDeviceGet*", "nvmlDeviceGetMigMode", "nvmlDeviceGetClockInfo", "*")
 ERRORS = ("GPU_IS_LOST", "RESET_REQUIRED", "UNKNOWN", "NO_PERMISSION", "TIMEOUT", "NOT_SUPPORTED")
 STEPS = (
     *("wish", "wish", "wish", "wish", "wish", "default", "nonsense", "intruder"),
@@ -121,6 +121,7 @@ async def play(seed: int, gpus: SimGpus, folder: Path) -> list[str]:
             await _step(stage)
             _recorded(stage)
         await _settle(stage)
+        _log_in_order([call for call in gpus.setter_log() if call.t_s >= began_s], stage)
     except ViolationError as error:
         raise ViolationError(f"seed {seed}: {error}; after {', '.join(stage.done)}") from None
     finally:
@@ -129,7 +130,6 @@ async def play(seed: int, gpus: SimGpus, folder: Path) -> list[str]:
         await stage.guard.stop()
         for i in range(gpus.count):
             gpus.request_lock(i, None)
-    _log_in_order([call for call in gpus.setter_log() if call.t_s >= began_s], stage)
     return stage.done
 
 

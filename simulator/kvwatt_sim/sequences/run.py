@@ -49,13 +49,17 @@ def run(count: int, first_seed: int = 0, processes: int = 2, timeout_s: float = 
     return summary
 
 
-def _start(folder: Path, seeds: range, stride: int) -> subprocess.Popen[str]:
-    folder.mkdir()
-    state = folder / "gpus"
-    # Locks come into force at once: a lock that is seen was not reset a moment ago.
+def make_gpus(state: Path) -> None:
+    """Locks come into force at once: a lock that is seen was not reset a moment ago."""
     card = cards.load("l20", 1)
     specs = [replace(card.gpu_spec(demo_uuid(i)), switch_latency_s=0.0) for i in range(GPUS)]
     SimGpus.create(state, specs).close()
+
+
+def _start(folder: Path, seeds: range, stride: int) -> subprocess.Popen[str]:
+    folder.mkdir()
+    state = folder / "gpus"
+    make_gpus(state)
     arguments = [str(folder), str(seeds.start), str(len(seeds)), str(stride)]
     return subprocess.Popen(
         [sys.executable, "-m", "kvwatt_sim.sequences", *arguments],
