@@ -18,7 +18,7 @@ from kvwatt_sim.traces import TraceRequest
 from kvwatt_sim.workload import generate
 
 CARDS = (load("l20"), load("a100", 2), replace(load("a100", 1), power_cap_w=180.0), load("h200"))
-EXACT = {"rel": 1e-9, "abs": 1e-12}
+REL, ABS = 1e-9, 1e-12
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def both(run: Run) -> tuple[VirtualPlant, PlainPlant]:
 
 
 def compare(fast: VirtualPlant, plain: PlainPlant) -> None:
-    assert fast.now_s == pytest.approx(plain.now_s, **EXACT)
-    assert fast.energy_j == pytest.approx(plain.energy_j, **EXACT)
+    assert fast.now_s == pytest.approx(plain.now_s, rel=REL, abs=ABS)
+    assert fast.energy_j == pytest.approx(plain.energy_j, rel=REL, abs=ABS)
     assert fast.steps == plain.engine.counters.steps
     ours = sorted(fast.served().records(), key=lambda r: r.request.request_id)
     theirs = sorted(plain.records, key=lambda r: r.request.request_id)
@@ -77,11 +77,11 @@ def compare(fast: VirtualPlant, plain: PlainPlant) -> None:
     for a, b in zip(ours, theirs, strict=True):
         assert (a.output_tokens, a.num_preemptions) == (b.output_tokens, b.num_preemptions)
         for name in ("first_scheduled_s", "first_token_s", "last_token_s", "finished_s"):
-            assert getattr(a, name) == pytest.approx(getattr(b, name), **EXACT)
+            assert getattr(a, name) == pytest.approx(getattr(b, name), rel=REL, abs=ABS)
     page, histograms = fast.snapshot(), plain.histograms()
     for name, at in zip(METERS, (page.ttft_s, page.tbt_s, page.itl_s, page.e2e_s), strict=False):
         assert at.cumulative == histograms[name].cumulative
-        assert at.sum == pytest.approx(histograms[name].sum, **EXACT)
+        assert at.sum == pytest.approx(histograms[name].sum, rel=REL, abs=ABS)
     assert page.iterations == histograms["iterations"]
     assert np.array_equal(fast.outcome(0).gaps.counts, plain.gaps.counts)
 

@@ -82,7 +82,7 @@ def _table(lines: Sequence[Line]) -> Table:
     for name in ("kJ", "J/token", "saved %", *(f"{name.upper()} %" for name in promised), "changes"):
         out.add_column(name, justify="right")
     for line in lines:
-        saved = "" if line.saved is None else f"{100 * line.saved:.1f} ± {100 * line.saved_spread:.1f}"
+        saved = "" if line.saved is None else f"{100 * line.saved:.1f}±{100 * line.saved_spread:.1f}"
         out.add_row(
             line.policy + ("" if line.kept else " *"),
             f"{line.energy_j / 1000:.1f}",
