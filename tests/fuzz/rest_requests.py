@@ -11,7 +11,7 @@ from typing import Any
 from kvwattd.api.app import create_app
 from kvwattd.api.limits import RateLimit
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "api"))
+sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("api", "soak")]
 
 from fake_plane import TOKEN, FakePlane
 from token_files import opened, write_tokens

@@ -17,12 +17,14 @@ from pathlib import Path
 import corpus
 from model_targets import models
 from rest_requests import RestApp
+from simulated_fleet import Fleet
 from target import Refused, Target, from_file
 
 from kvwatt.state import EngineSnapshot, Histogram
 from kvwatt_sim.recording import load_recording
 from kvwatt_sim.traces import TraceError, load_azure, load_mooncake
 from kvwattd import config as daemon_config
+from kvwattd.api.schemas import ModelView
 from kvwattd.api.tokens import TokenFileError, parse_tokens
 from kvwattd.guard import config as guard_config
 from kvwattd.guard import protocol
@@ -32,6 +34,7 @@ from kvwattd.settings import SettingsFile
 from kvwattd.tap_stream import TapStream
 from kvwattd.telemetry import tap
 from kvwattd.telemetry.vllm_metrics import MetricsError, counters_reset, parse, self_test
+from kvwattd.views import instance_view
 
 
 def targets(folder: Path) -> list[Target]:
@@ -43,6 +46,7 @@ def targets(folder: Path) -> list[Target]:
         *_traces(folder),
         *models(folder),
         _rest(),
+        _decisions(folder / "decisions", folder / "model"),
     ]
 
 
@@ -84,6 +88,28 @@ def _telemetry() -> list[Target]:
         Target("metrics layout", 0.03, little, self_test, (MetricsError,)),
         Target("tap record", 0.17, tuple(corpus.records()), datagram, (tap.TapError,), "msgpack"),
     ]
+
+
+def _decisions(folder: Path, model: Path) -> Target:
+    """Pages and records that pass the parsers, taken to the end: learned from, decided on, shown."""
+    fleet = Fleet(1, model, folder)
+    (run,) = fleet.runs
+    fleet.advance(30.0)
+
+    def decide(data: bytes) -> None:
+        fleet.clock.now_s += fleet.poll_s
+        now_s = fleet.clock.now_s
+        run.on_gpu(fleet.reading(0), {})
+        if data.startswith(b"vllm:"):
+            fleet.daemon.on_page(run, parse(data, now_s), "v0.20")
+        else:
+            run.observation.tap.on_record(tap.parse(data), now_s)
+            fleet.daemon.on_page(run, fleet.page(0), "v0.20")
+        fleet.daemon.tick(now_s)
+        instance_view(run, fleet.daemon.mode, now_s, lambda at_s: at_s, ModelView(state="ready"))
+
+    inputs = (*map(corpus.small, corpus.pages()), *corpus.records())
+    return Target("pages and records to decisions", 0.01, inputs, decide, (MetricsError, tap.TapError))
 
 
 def _request(line: bytes) -> None:

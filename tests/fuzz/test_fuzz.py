@@ -46,6 +46,7 @@ NAMES = (
     "version pointer",
     "kept samples",
     "REST request",
+    "pages and records to decisions",
 )
 JSON_NAMES = ("guard request", "guard answer", "guard state file", "model manifest")
 JSON_NAMES += ("settings", "version record", "version pointer", "kept samples")
