@@ -317,7 +317,7 @@ def main() -> int:
     if not TRACES.is_dir():
         print(f"traces not found at {TRACES}", file=sys.stderr)
         return 77
-    console = Console()
+    console = Console(width=130)
     model = artifact.load(cached_model(CARD))
     compiled = compile_model(model, (CARD.supported_mhz[-2], CLOCK_MHZ), SHAPE)
     replays: dict[float, Replay] = {}
