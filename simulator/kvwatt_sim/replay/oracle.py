@@ -4,7 +4,7 @@ Nobody can drive like this; it says how much there is to be had. It is *not* an 
 nothing about what is impossible: that is `oracle_bound`.
 
 The schedule holds one clock per segment of a few seconds, switched in no time. It is improved by descent:
-cut the run into windows longer than most requests live, change a few segments at the start of every
+cut the run into windows as long as a request lives or twice that, change a few segments at the start of every
 window at once, replay, and keep the changes of those windows whose own cost went down. Cost of a window:
 its energy, plus a price for each request that finished in it late. A price rises while more requests of
 its promise are late than the promise permits and falls while fewer are, so that in the end the permitted
@@ -30,9 +30,9 @@ from kvwatt_sim.replay.scenario import QUANTILE, Case
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-ROUNDS = 400  # more found less than 0.1 % more, other seeds of the search 0.3 % more or less
+ROUNDS = 600  # twice as many find up to 0.7 % more under strict promises, 0.1 % under paper
 SEGMENT_S = 5.0
-WINDOW_S = 90.0
+WINDOWS_S = (90.0, 45.0)  # in turn
 RUN_SEGMENTS = (1, 2, 4, 8, 16)  # segments changed together
 STEP_SHARES = (0.006, 0.012, 0.025, 0.05, 0.1)  # of the highest clock
 LOWER_SHARE = 0.6  # of the moves: there is more to win below
@@ -112,13 +112,13 @@ class _Descent:
         self._gap_price_j = FIRST_PRICE * self._unit_j / 100.0
 
     def run(self, rounds: int) -> Found | None:
-        for _ in range(rounds):
-            self._round()
+        for turn in range(rounds):
+            self._round(WINDOWS_S[turn % len(WINDOWS_S)])
             self._reprice()
         return self._best
 
-    def _round(self) -> None:
-        bounds_s = np.arange(self._rng.uniform(-WINDOW_S, 0.0), self._case.until_s, WINDOW_S)
+    def _round(self, window_s: float) -> None:
+        bounds_s = np.arange(self._rng.uniform(-window_s, 0.0), self._case.until_s, window_s)
         firsts = np.maximum(bounds_s / SEGMENT_S, 0).astype(np.int64)
         length = int(self._rng.choice(RUN_SEGMENTS))
         size = max(float(self._rng.choice(STEP_SHARES)) * float(self._clocks[-1]), 1.0)
