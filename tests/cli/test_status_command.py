@@ -99,7 +99,7 @@ async def test_alarms_stand_on_top() -> None:
             "settings": SettingsView(
                 mode=ModeSetView(by="operator", unix_s=0.0, mode=Mode.OFF), last_error="disk full"
             ),
-            "config": ConfigStateView(loaded_unix_s=0.0, last=last),
+            "config": ConfigStateView(last=last),
             "security": SecurityView(token_alarm="is gone", audit_error="no space"),
         }
     )

@@ -71,7 +71,7 @@ class ConfigStateView(View):
 
     reloads_total: int = 0
     failures_total: int = 0
-    loaded_unix_s: float = Field(description="when the configuration in force was read")
+    loaded_unix_s: float | None = Field(None, description="when the configuration in force was read")
     last: ReloadView | None = Field(None, description="null before the first reload")
 
 

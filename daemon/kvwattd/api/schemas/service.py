@@ -92,7 +92,7 @@ class StatusView(View):
     )
     guard: GuardView = GuardView()
     settings: SettingsView = SettingsView()
-    config: ConfigStateView = ConfigStateView(loaded_unix_s=0.0)
+    config: ConfigStateView = ConfigStateView()
     security: SecurityView = SecurityView()
     instances: list[InstanceView] = Field(default_factory=list)
 
