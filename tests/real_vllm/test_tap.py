@@ -194,9 +194,16 @@ def test_the_daemon_uses_the_tap_and_vllm_outlives_the_daemon(tapped: Tapped, tm
                     60.0,
                     beside.describe,
                 )
+                # Whoever ran before the daemon came has to finish before requests are known one by one.
+                wait_until(
+                    lambda beside=beside: beside.instance()["telemetry"]["tap"]["progress"]["used"],
+                    60.0,
+                    beside.describe,
+                )
                 told = beside.instance()["telemetry"]["tap"]
                 assert told["unused"] is None
                 assert told["records_total"] > 0
+                assert told["progress"]["matched_total"] > 0
                 if turn == "killed":
                     beside.process.send_signal(signal.SIGKILL)
                     beside.process.wait()
