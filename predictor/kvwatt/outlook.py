@@ -37,6 +37,7 @@ COMING_Z = np.array([0.0, 1.28, 2.33])
 SHRINK_REQUESTS = 4.0  # the KV tokens of a request lean on what lengths say with this weight
 LEAST_CHUNK_TOKENS = 64.0
 TTFT_RAMP = (0.85, 1.15)  # of the limit: from certainly kept to certainly missed
+USUAL_TBT_S = 0.05  # only sizes the time in which a request to come may meet a prompt
 TINY = 1e-9
 
 
@@ -95,7 +96,7 @@ def cohort(
         decoding_s=np.concatenate([np.maximum(np.nan_to_num(now_s - t.first_s), 0.0), nothing]),
         started=np.concatenate([~np.isnan(t.first_s), nothing > 0]),
         ahead_tokens=np.concatenate([ahead, queue + burst + prompts]),
-        behind_tokens=np.concatenate([queue - ahead, nothing]),
+        behind_tokens=np.concatenate([queue - ahead, _met(traffic)]),
         kv_wait_tokens=np.concatenate(
             [
                 np.where(t.computed <= 0, np.maximum(asked - free, 0.0), 0.0),
@@ -113,6 +114,14 @@ def _coming(traffic: Traffic, reaction_s: float) -> tuple[FloatArray, FloatArray
     mean, coming = traffic.prompt_mean_tokens, traffic.arrival_per_s * reaction_s
     square = traffic.dispersion * mean**2 + traffic.prompt_sd_tokens**2
     return prompts, coming * mean + COMING_Z * np.sqrt(coming * square)
+
+
+def _met(traffic: Traffic) -> FloatArray:
+    """The prompt that a request to come meets while it decodes, at COMING_LEVELS: where few come, the mean
+    share of prompts says little, and one long prompt by chance breaks the mean of a short answer."""
+    any_met = 1.0 - np.exp(-traffic.arrival_per_s * traffic.output_mean_tokens * USUAL_TBT_S)
+    level = 1.0 - (1.0 - COMING_LEVELS) / max(any_met, TINY)
+    return np.where(level > 0.0, np.interp(level, PROMPT_LEVELS, traffic.prompt_quantiles_tokens), 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,3 +122,13 @@ def test_a_wider_reserve_makes_a_miss_dearer() -> None:
     assert prices == sorted(prices) and prices[0] < prices[-1]
     stricter = budget.standing(Metric.E2E, replace(target, quantile=0.999), 0.25, 30.0)
     assert stricter.price_j(100.0, 0.0) > prices[1]
+
+
+def test_where_few_come_one_long_prompt_by_chance_counts() -> None:
+    """Rare requests with short answers may meet a prompt while they decode; without traffic none is met."""
+    alone = cohort(NOW_S, EngineState(NOW_S, 0, 0, 0.0), QUIET, shape(), 0.5)
+    rare = cohort(NOW_S, EngineState(NOW_S, 0, 0, 0.0), traffic(arrival_per_s=0.05), shape(), 0.5)
+    often = cohort(NOW_S, EngineState(NOW_S, 0, 0, 0.0), traffic(arrival_per_s=2.0), shape(), 0.5)
+    assert np.all(alone.behind_tokens == 0.0)
+    assert rare.behind_tokens[0] == 0.0 and rare.behind_tokens[-1] > 0.0
+    assert np.all(often.behind_tokens >= rare.behind_tokens)
