@@ -138,6 +138,44 @@ def test_findings_can_be_made_again(known: dict[str, Target]) -> None:
     assert made[0] == made[1] != made[2]
 
 
+HUGE, DEEP = b"1" + b"0" * 400, b"[" * 3000
+DIGITS = b"9" * 5000
+FOUND = {
+    "an argument of pydantic-settings as a key": (
+        "daemon configuration",
+        b'_env_file = "x"\n' + corpus.CONFIG,
+    ),
+    "a number of 5,000 digits": ("daemon configuration", corpus.CONFIG.replace(b"2.0", DIGITS)),
+    "a configuration nested too deep": ("daemon configuration", corpus.CONFIG.replace(b"2.0", DEEP)),
+    "a guard's number beyond float": ("guard configuration", corpus.GUARD_CONFIG.replace(b"2.0", HUGE)),
+    "a guard's configuration nested too deep": ("guard configuration", b"a = " + DEEP),
+    "a lease beyond float": ("guard answer", corpus.guard_answers()[0].replace(b"2.0", HUGE)),
+    "an infinite lease": ("guard answer", corpus.guard_answers()[0].replace(b"2.0", b"1e999")),
+    "a token's name of 5,000 digits": ("token file", corpus.TOKENS.replace(b'"operator"', DIGITS)),
+    "a time with a zone among others": ("Azure trace", corpus.AZURE.replace(b"50.9951690", b"50+01:00")),
+    "a time beyond float": ("Mooncake trace", corpus.MOONCAKE.replace(b"3000", HUGE)),
+    "a sample numbered infinity": ("kept samples", corpus.samples_file().replace(b"[3,", b"[1e400,")),
+    "a lone carriage return in a header": ("points to predict", b"clock_mhz,\rbatch\n1200,8\n"),
+}
+
+
+@pytest.mark.parametrize(("name", "data"), FOUND.values(), ids=FOUND.keys())
+def test_what_fuzzing_found_stays_refused(known: dict[str, Target], name: str, data: bytes) -> None:
+    """Inputs that once raised something else are refused in the documented way."""
+    with pytest.raises(known[name].refusals):
+        known[name].read(data)
+
+
+@pytest.mark.parametrize("wrong", [0.5, 10**400, {"a": 1}, "x"])
+@pytest.mark.parametrize("key", ["features", "rows", "upper_factor", "step_axes", "ranges"])
+def test_a_manifest_with_a_value_of_another_kind_is_refused(model: Path, key: str, wrong: object) -> None:
+    """Every key of a manifest is checked for its kind before it is used."""
+    manifest = json.loads((model / artifact.MANIFEST).read_text())
+    (model / artifact.MANIFEST).write_text(json.dumps(manifest | {key: wrong}))
+    with pytest.raises(artifact.ArtifactError, match="must"):
+        artifact.load(model)
+
+
 @pytest.fixture
 def model(known: dict[str, Target], tmp_path: Path) -> Path:
     return corpus.model_folder(tmp_path / "model")
