@@ -97,6 +97,7 @@ async def test_a_clock_from_before_and_the_operators_word(
         await client.set_clocks(UUIDS[2:3], 300, 1200)
     done = await asyncio.to_thread(stage.run, "--resume")
     assert done.returncode == 0, done.stderr
+    await asyncio.sleep(2.0)  # the other's clock is still there: the operator knows
     await client.set_clocks(UUIDS[2:3], 300, 1200)
     assert stage.locks()[2] == (300, 1200)
     await client.close()

@@ -51,6 +51,7 @@ class GuardedGpu:
         self.readback: Readback | None = None
         self.alarm: Alarm | None = None
         self.disobeyed_in_row = 0
+        self.overruled_until_s = float("-inf")  # until then the operator's word stands over what is seen
 
     def view(self, now_s: float) -> GuardGpu:
         floor, target = self.range_mhz or (None, None)

@@ -200,7 +200,7 @@ class GuardServer:
             if uuid not in known:
                 raise GuardError(Code.UNKNOWN_GPU, f"gpus: {uuid!r} is not on this guard's list")
         for uuid in wanted:
-            self._watcher.resume(known[uuid], f"pid {connection.peer.pid} said so")
+            self._watcher.overrule(known[uuid], f"pid {connection.peer.pid} said so")
 
     def _orphaned(self) -> bool:
         return self._lease.holder is None and os.getppid() != self._parent

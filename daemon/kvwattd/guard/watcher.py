@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 READ_PERIOD_S = 0.25
 READ_DEADLINE_S = 1.0  # nothing waits for it
 RELOAD_PAUSE_S = 2.0
+OVERRULED_S = 120.0  # a daemon whose clock was refused tries again within a minute
 
 
 class Watcher:
@@ -48,6 +49,11 @@ class Watcher:
             task = self._reading.get(gpu.uuid)
             if task is None or task.done():
                 self._reading[gpu.uuid] = asyncio.ensure_future(self._look(gpu))
+
+    def overrule(self, gpu: GuardedGpu, why: str) -> None:
+        """The operator's word: take the GPU although another program's clock is still on it."""
+        gpu.overruled_until_s = asyncio.get_running_loop().time() + OVERRULED_S
+        self.resume(gpu, why)
 
     def resume(self, gpu: GuardedGpu, why: str) -> None:
         """The GPU may be set again."""
@@ -76,7 +82,7 @@ class Watcher:
         match verdict:
             case Verdict.OBEYED:
                 gpu.disobeyed_in_row = 0
-            case Verdict.FOREIGN:
+            case Verdict.FOREIGN if gpu.range_mhz is not None or now_s >= gpu.overruled_until_s:
                 self._yield(gpu, seen, now_s)
             case Verdict.DISOBEYED:
                 self._not_obeyed(gpu, seen, now_s)

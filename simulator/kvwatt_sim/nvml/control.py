@@ -42,8 +42,8 @@ class Fault:
 
     The caller first waits `slow_s + hang_s` (math.inf: until the faults are cleared); then `error` is
     answered, if given. A setter that meets `obedience` "ignore" answers success and changes nothing;
-    with "wrong" the clock goes somewhere else. The energy counter stands at zero under "ignore", and has jumped
-    far ahead under "wrong". `count` limits how many calls meet the fault. `nvmlInit`, `nvmlShutdown`,
+    with "wrong" the clock goes somewhere else. The energy counter stands at zero under "ignore", and has
+    jumped far ahead under "wrong". `count` limits how many calls meet the fault. `nvmlInit`, `nvmlShutdown`,
     `nvmlDeviceGetCount` and `nvmlSystemGetDriverVersion` meet faults of GPU 0, by exact name.
     """
 
