@@ -103,7 +103,7 @@ def number(data: Mapping[str, Any], key: str) -> float:
 def whole(data: Mapping[str, Any], key: str, lowest: int) -> int:
     """An integer of at least `lowest`."""
     value = data.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value < 2**53:
         raise ManifestError(key, f"must be an integer >= {lowest}, got {value!r:.80}")
     return value
 

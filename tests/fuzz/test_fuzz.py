@@ -141,7 +141,7 @@ def test_findings_can_be_made_again(known: dict[str, Target]) -> None:
 HUGE, DEEP = b"1" + b"0" * 400, b"[" * 3000
 DIGITS = b"9" * 5000
 FOUND = {
-    "an argument of pydantic-settings as a key": (
+    "an argument of the parser as a key": (
         "daemon configuration",
         b'_env_file = "x"\n' + corpus.CONFIG,
     ),
