@@ -177,5 +177,7 @@ def _memory_group() -> Path:
         limit = "memory.limit_in_bytes" if old.is_dir() else "memory.max"
         (group / limit).write_text(str(OOM_LIMIT_BYTES))
     except OSError as error:
+        if group.is_dir():
+            group.rmdir()
         raise NotPossibleHere(f"a control group of its own: {error}") from error
     return group
