@@ -55,11 +55,7 @@ class Cohort:
     kv_wait_tokens: FloatArray  # KV cache that must become free before it is admitted
     decoding: float  # requests that decode
     kv_each_tokens: float
-
-    @property
-    def inside(self) -> float:
-        """Requests, those to come included."""
-        return float(self.weight.sum())
+    inside: float  # requests, those to come included
 
     def open(self, metric: Metric) -> float:
         """Requests that may still keep or miss a promise."""
@@ -77,7 +73,7 @@ def cohort(
     ahead = np.where(todo > 0, np.cumsum(flow), 0.0)
     prompts, burst = _coming(traffic, reaction_s)
     share = traffic.arrival_per_s * COMING_S * COMING_SHARES
-    decodes = todo <= 0
+    decodes, started = todo <= 0, ~np.isnan(t.first_s)
     decoding = float(t.weight[decodes].sum())
     held = float((t.weight * (t.prompt + t.produced))[decodes].sum())
     usual = traffic.prompt_mean_tokens + traffic.output_mean_tokens / 2
@@ -93,8 +89,8 @@ def cohort(
         ),
         weight=np.concatenate([t.weight, share]),
         age_s=np.concatenate([np.maximum(now_s - t.arrival_s, 0.0), nothing]),
-        decoding_s=np.concatenate([np.maximum(np.nan_to_num(now_s - t.first_s), 0.0), nothing]),
-        started=np.concatenate([~np.isnan(t.first_s), nothing > 0]),
+        decoding_s=np.concatenate([np.where(started, np.maximum(now_s - t.first_s, 0.0), 0.0), nothing]),
+        started=np.concatenate([started, nothing > 0]),
         ahead_tokens=np.concatenate([ahead, queue + burst + prompts]),
         behind_tokens=np.concatenate([queue - ahead, _met(traffic)]),
         kv_wait_tokens=np.concatenate(
@@ -105,6 +101,7 @@ def cohort(
         ),
         decoding=decoding,
         kv_each_tokens=(held + SHRINK_REQUESTS * usual) / (decoding + SHRINK_REQUESTS),
+        inside=float(t.weight.sum() + share.sum()),
     )
 
 
@@ -243,11 +240,12 @@ def expected_misses(
         ahead.append(np.abs(slack_s) / np.maximum(np.abs(gain_s), 1e-5))
     if not ahead:
         return out
-    alive = np.split(lengths.alive(those.requests, np.concatenate(ahead, axis=1)), len(ahead), axis=1)
+    alive = lengths.alive(those.requests, ahead[0] if len(ahead) == 1 else np.hstack(ahead))
+    first, last = alive[:, : len(tau)], alive[:, -len(tau) :]
     if slo.e2e is not None:
-        out[Metric.E2E] = those.weight @ np.where(left_s <= 0.0, 1.0, alive[0])
+        out[Metric.E2E] = those.weight @ np.where(left_s <= 0.0, 1.0, first)
     if slo.tbt is not None:
         late_now, catches_up = slack_s < -TINY, gain_s > 0.0
-        missed = np.where(late_now, 1.0 - alive[-1] * catches_up, alive[-1] * ~catches_up)
+        missed = np.where(late_now, 1.0 - last * catches_up, last * ~catches_up)
         out[Metric.TBT] = those.weight @ missed
     return {m: np.maximum.accumulate(n[::-1])[::-1] for m, n in out.items()}
