@@ -31,7 +31,7 @@ RECOVER_S = 1.0  # how long everything must be trusted before control resumes
 # A GPU that refused a clock is left at default this long, twice as long after every further refusal.
 ACTUATION_RETRY_S, ACTUATION_RETRY_MAX_S = 5.0, 60.0
 GPU_STALE_S = 2.0
-DECISIONS_KEPT = 512
+DECISIONS_KEPT, LEAST_DECISIONS_KEPT = 512, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,10 @@ class InstanceRuntime:
     @property
     def last(self) -> Decision | None:
         return self.decisions[-1].decision if self.decisions else None
+
+    def remember(self, decisions: int) -> None:
+        """Keep so many decisions, within bounds; those before are forgotten."""
+        self.decisions = deque(maxlen=max(min(decisions, DECISIONS_KEPT), LEAST_DECISIONS_KEPT))
 
     def shape(self) -> EngineShape | None:
         """The engine's fixed properties, known once a page was accepted."""

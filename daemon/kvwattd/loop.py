@@ -47,6 +47,7 @@ GPU_PERIOD_S = 0.5
 GPU_RETRY_S = 2.0
 GPU_DEADLINE_S = 1.0
 WATCHDOG_PERIOD_S = 1.0
+DECISIONS_IN_ALL = 65_536  # kept to be shown, over all instances: about a kilobyte each
 TAP_RETRY_S = 10.0
 
 
@@ -111,6 +112,7 @@ class Daemon:
         tapped = self.config.tap.socket is not None
         run = InstanceRuntime(c, self.slo_for(c), self.params_for(c), observation, self.durations, tapped)
         run.promises.over(self.config.policy.attainment_window_s)
+        run.remember(DECISIONS_IN_ALL // len(self.config.instances))
         return run
 
     async def run(self, stop: asyncio.Event) -> None:
