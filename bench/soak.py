@@ -254,7 +254,7 @@ def main() -> int:
     quick, bars = arguments.quick, []
     with tempfile.TemporaryDirectory(prefix="kvwatt-soak-") as folder:
         parts = {
-            "fleet": lambda: fleet(10 if quick else 600),
+            "fleet": lambda: fleet(10 if quick else 300),
             "day": lambda: day(2 if quick else 24, Path(folder)),
             "minutes": lambda: minutes(120.0 if quick else 600.0),
         }
