@@ -204,13 +204,20 @@ class Roll:
 
 
 def _scale(odds: list[float], total: float) -> float:
-    """The factor on these odds at which their probabilities add up to `total`, by bisection of its log."""
-    low, high = -LONGEST, LONGEST
+    """The factor on these odds at which their probabilities add up to `total`.
+
+    Newton's steps for the factor's log, halving the bracket where one leaves it.
+    """
+    low, high, at = -LONGEST, LONGEST, 0.0
     for _ in range(ROUNDS):
-        middle = (low + high) / 2
-        factor = math.exp(middle)
-        if sum(factor * o / (1.0 + factor * o) for o in odds) < total:
-            low = middle
-        else:
-            high = middle
-    return math.exp((low + high) / 2)
+        factor = math.exp(at)
+        shares = [factor * o / (1.0 + factor * o) for o in odds]
+        beyond = sum(shares) - total
+        if abs(beyond) <= TINY:
+            break
+        low, high = (at, high) if beyond < 0 else (low, at)
+        slope = sum(share * (1.0 - share) for share in shares)
+        at = at - beyond / slope if slope > TINY else low
+        if not low < at < high:
+            at = (low + high) / 2
+    return math.exp(at)
