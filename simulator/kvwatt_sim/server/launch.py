@@ -86,7 +86,7 @@ class SimServer:
         return env_for(build(), self.state)
 
     def start(self, **options: str | int | float) -> Self:
-        """Start and wait until the server answers; `options` replace those before. Raises ServerStartError."""
+        """Start and wait until it answers; `options` replace those before. Raises ServerStartError."""
         self._options |= options
         if self.running:
             raise RuntimeError(f"the server runs already, with process id {self.pid}")
