@@ -2,6 +2,7 @@
 
     python bench/energy.py [--quick] [--json FILE] [--plot FILE.html] [--jobs N] [--seeds 1 2 3 4]
                            [--minutes M] [--plants ...] [--traces ...] [--slos ...] [--loads ...]
+                           [--policies ...]
 
 Simulated L20 and A100 (TP 2), the Azure 2023 traces (expected in ../shared/data/traces) thinned to shares of
 capacity; plants, promises and seeds are those of kvwatt_sim.replay.scenario. Energy is that of all GPUs from
@@ -68,7 +69,7 @@ def main() -> None:
 
 def _tasks(options: argparse.Namespace) -> Iterator[Task]:
     settings: Sequence[tuple[str, str, str, float]] = QUICK
-    policies = QUICK_POLICIES if options.quick else POLICIES
+    policies = QUICK_POLICIES if options.quick else options.policies
     if not options.quick:
         settings = list(product(options.plants, options.traces, options.slos, options.loads))
     for setting, seed, policy in product(settings, options.seeds, policies):
@@ -119,6 +120,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES)
     parser.add_argument("--plants", nargs="+", default=PLANTS)
     parser.add_argument("--traces", nargs="+", default=TRACE_NAMES)
     parser.add_argument("--slos", nargs="+", default=PRESETS)
