@@ -200,10 +200,16 @@ def test_the_daemon_uses_the_tap_and_vllm_outlives_the_daemon(tapped: Tapped, tm
                     60.0,
                     beside.describe,
                 )
+                wait_until(
+                    lambda beside=beside: (
+                        beside.instance()["telemetry"]["tap"]["progress"]["matched_total"] > 0
+                    ),
+                    60.0,
+                    beside.describe,
+                )
                 told = beside.instance()["telemetry"]["tap"]
                 assert told["unused"] is None
                 assert told["records_total"] > 0
-                assert told["progress"]["matched_total"] > 0
                 if turn == "killed":
                     beside.process.send_signal(signal.SIGKILL)
                     beside.process.wait()
