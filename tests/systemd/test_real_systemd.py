@@ -23,6 +23,8 @@ UUIDS = [demo_uuid(0), demo_uuid(1)]
 INSTALL = ("/bin/sh", str(REPOSITORY / "deploy" / "install.sh"), "--without-program")
 GUARD, DAEMON = "kvwatt-guard.service", "kvwatt.service"
 SOCKET = "/run/kvwatt/guard.sock"
+# The units see nothing of these: an editable installation from there cannot run in them.
+HIDDEN = (Path("/tmp"), Path("/var/tmp"), Path("/root"))
 # The bar: clocks at default this long after the guard is killed, with a supervisor.
 KILLED_BOUND_S = 3.0
 WATCHDOG_S = 3.0
@@ -54,6 +56,8 @@ def unavailable() -> str | None:
     for tool in ("unshare", "nsenter", "systemctl"):
         if shutil.which(tool) is None:
             return f"{tool} is not installed"
+    if any(REPOSITORY.is_relative_to(folder) for folder in HIDDEN):
+        return f"the units do not see a checkout in {REPOSITORY} (PrivateTmp, ProtectHome)"
     try:
         with Machine():
             return None
