@@ -47,6 +47,8 @@ def train_fleet(
     except ImportError as error:
         raise FleetError(f"{error.name} is not installed: pip install 'kvwatt[fleet]'") from error
     try:
+        # A default client that never connected would stay, and hang whatever is computed next.
+        distributed.Client(scheduler, timeout=CONNECT_S, set_as_default=False).close()
         client = distributed.Client(scheduler, timeout=CONNECT_S, set_as_default=True)
     except (OSError, ValueError) as error:
         raise FleetError(f"no Dask scheduler at {scheduler}: {error}") from error
