@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
+from blank_page import BLANK
 
 from kvwatt.attainment import Tally
 from kvwatt.state import EngineSnapshot, Forecast, Histogram, Metric, Slo, SloTarget
@@ -12,35 +14,12 @@ from kvwattd.latency_monitor import LatencyMonitor
 
 SLO = Slo(ttft=SloTarget(1.0, 0.95), tbt=None, e2e=None)
 BOUNDS = (0.1, 0.2, 0.5, 1.0, 2.0, math.inf)
-NONE = Histogram((math.inf,), (0.0,), 0.0, 0.0)
 
 
 def page(observed_s: float, cumulative: tuple[float, ...]) -> EngineSnapshot:
     """A page on which so many requests got their first token within each of BOUNDS."""
-    return EngineSnapshot(
-        observed_s=observed_s,
-        model_name="m",
-        engine="0",
-        running=4,
-        waiting=0,
-        waiting_for_capacity=0,
-        kv_usage=0.1,
-        block_size=16,
-        num_blocks=1001,
-        asleep=False,
-        prompt_tokens_total=0.0,
-        prompt_tokens_cached_total=0.0,
-        generation_tokens_total=0.0,
-        preemptions_total=0.0,
-        requests_finished_total=0.0,
-        iterations=NONE,
-        prompt_lengths=NONE,
-        generation_lengths=NONE,
-        ttft_s=Histogram(BOUNDS, cumulative, 0.0, cumulative[-1]),
-        tbt_s=NONE,
-        itl_s=NONE,
-        e2e_s=NONE,
-    )
+    ttft_s = Histogram(BOUNDS, cumulative, 0.0, cumulative[-1])
+    return replace(BLANK, observed_s=observed_s, ttft_s=ttft_s)
 
 
 def forecast(ttft_s: float) -> Forecast:

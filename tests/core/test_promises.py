@@ -6,37 +6,13 @@ from dataclasses import replace
 from math import inf
 
 import pytest
+from blank_page import BLANK
 
 from kvwatt.state import EngineSnapshot, Histogram, Metric, Slo, SloTarget
 from kvwattd.promises import Judged, Promises
 from kvwattd.vllm_plugin.wire import Finished
 
 SLO = Slo(SloTarget(1.0, 0.9), SloTarget(0.1, 0.9), SloTarget(10.0, 0.9))
-NONE = Histogram((inf,), (0.0,), 0.0, 0.0)
-BLANK = EngineSnapshot(
-    observed_s=0.0,
-    model_name="m",
-    engine="0",
-    running=0,
-    waiting=0,
-    waiting_for_capacity=0,
-    kv_usage=0.0,
-    block_size=16,
-    num_blocks=101,
-    asleep=False,
-    prompt_tokens_total=0.0,
-    prompt_tokens_cached_total=0.0,
-    generation_tokens_total=0.0,
-    preemptions_total=0.0,
-    requests_finished_total=0.0,
-    iterations=NONE,
-    prompt_lengths=NONE,
-    generation_lengths=NONE,
-    ttft_s=NONE,
-    tbt_s=NONE,
-    itl_s=NONE,
-    e2e_s=NONE,
-)
 
 
 def page(at_s: float, met: float, total: float) -> EngineSnapshot:
