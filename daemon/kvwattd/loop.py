@@ -17,12 +17,13 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 from kvwatt.policy import PolicyParams
 from kvwatt.state import EngineSnapshot, Slo
 from kvwattd.config import Config, InstanceConfig, Mode
 from kvwattd.durations import Durations
+from kvwattd.gpus import Gpus
 from kvwattd.guard_child import GuardChild
 from kvwattd.guard_link import GuardLink, Wish
 from kvwattd.instance import InstanceRuntime
@@ -30,22 +31,17 @@ from kvwattd.learning import Learner, SampleLog
 from kvwattd.model_versions import VersionStore
 from kvwattd.models import Models
 from kvwattd.observation import Observation
+from kvwattd.polling import Polling
 from kvwattd.recording.day import Recording
 from kvwattd.refits import Refits
-from kvwattd.regime import Regime
 from kvwattd.sdnotify import notify
 from kvwattd.settings import SettingsFile
 from kvwattd.tap_routing import addressee
-from kvwattd.telemetry.gpu import GpuInfo, GpuReader, GpuUnavailable
-from kvwattd.telemetry.poller import Poller, TelemetryError
 from kvwattd.telemetry.tap import TapReceiver
 from kvwattd.vllm_plugin.wire import Record
 
 log = logging.getLogger(__name__)
 
-GPU_PERIOD_S = 0.5
-GPU_RETRY_S = 2.0
-GPU_DEADLINE_S = 1.0
 WATCHDOG_PERIOD_S = 1.0
 DECISIONS_IN_ALL = 65_536  # kept to be shown, over all instances: about a kilobyte each
 TAP_RETRY_S = 10.0
@@ -78,14 +74,9 @@ class Daemon:
         self.guard_child = GuardChild(config) if config.guard.spawn else None
         self.recording = Recording(config.record.dir, config.record.max_mb * 1_000_000)
         self.samples = SampleLog(config.daemon.state_dir / "samples")
-        self._reader = GpuReader(self._selectors(), GPU_DEADLINE_S)
-        self._regrouped = False  # instances came or went: their GPUs are not assigned yet
-        self._group: asyncio.TaskGroup | None = None
-        self._polling: dict[str, asyncio.Task[None]] = {}
+        self.polling = Polling(now, self.learners, self.samples, self.recording)
+        self.gpus = Gpus(self.runs, self.recording, self.guard_child)
         self.tap = TapReceiver(config.tap.socket, self._on_record) if config.tap.socket else None
-
-    def _selectors(self) -> list[str]:
-        return [gpu for run in self.runs.values() for gpu in run.config.gpus]
 
     def _store(self, name: str) -> VersionStore:
         return VersionStore(self.config.daemon.state_dir / "models" / name, self.config.model.path)
@@ -119,7 +110,7 @@ class Daemon:
         """Run until `stop` is set; on the way out the guard is told to restore every clock."""
         self.recording.start()
         jobs: list[Awaitable[None]] = [
-            self._gpus(),
+            self.gpus.run(),
             self._models(),
             self.refits.run(self.runs),
             self.link.run(),
@@ -131,44 +122,35 @@ class Daemon:
         if self.guard_child is not None:
             jobs.append(self.guard_child.run())
         try:
-            async with asyncio.TaskGroup() as self._group:
-                tasks = [self._group.create_task(_forever(job)) for job in jobs]
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(_forever(job)) for job in jobs]
+                self.polling.begin(group)
                 for run in self.runs.values():
-                    self.poll_anew(run)
+                    self.polling.anew(run)
                 await stop.wait()
-                for task in (*tasks, *self._polling.values()):
+                self.polling.end()
+                for task in tasks:
                     task.cancel()
         finally:
-            self._group = None
-            self._reader.close()
+            self.polling.end()
+            self.gpus.close()
             self.recording.close()
             if self.tap is not None:
                 self.tap.close()
-
-    def poll_anew(self, run: InstanceRuntime) -> None:
-        """Start polling an instance, or go on with the periods it has now."""
-        self.stop_polling(run.name)
-        if self._group is not None:
-            self._polling[run.name] = self._group.create_task(self._polls(run), name=f"poll {run.name}")
-
-    def stop_polling(self, name: str) -> None:
-        task = self._polling.pop(name, None)
-        if task is not None:
-            task.cancel()
 
     async def admit(self, c: InstanceConfig) -> None:
         """Take up an instance while running."""
         self.stores[c.name], self.learners[c.name] = self._store(c.name), Learner()
         await self.refits.admit(c.name)
         run = self.runs[c.name] = self._runtime(c)
-        self._regrouped = True
-        self.poll_anew(run)
+        self.gpus.regroup()
+        self.polling.anew(run)
 
     async def dismiss(self, name: str) -> None:
         """Give an instance up: first its GPUs are at driver default, then it is forgotten."""
         run = self.runs.pop(name)
-        self.stop_polling(name)
-        self._regrouped = True
+        self.polling.stop(name)
+        self.gpus.regroup()
         if run.gpus:
             uuids = tuple(info.uuid for info in run.gpus)
             self.link.wish(name, Wish(uuids, self._floor(run), None), run)
@@ -229,44 +211,9 @@ class Daemon:
         common = set.intersection(*(set(info.supported_mhz) for info in run.gpus))
         return min((clock for clock in common if clock >= least), default=least)
 
-    async def _polls(self, run: InstanceRuntime) -> None:
-        c = run.config
-        poller = Poller(c.url, c.scrape_deadline_s, engine=c.engine, model_name=c.model_name)
-        due_s = self.now()
-        try:
-            while True:
-                await self._poll(run, poller)
-                # Absolute deadlines; polls that are already late are left out.
-                due_s = max(due_s + c.poll_s, self.now())
-                await asyncio.sleep(due_s - self.now())
-        finally:
-            await poller.close()
-
-    async def _poll(self, run: InstanceRuntime, poller: Poller) -> None:
-        try:
-            snapshot = await poller.poll(self.now)
-        except TelemetryError as error:
-            run.observation.on_error(error.cause, error.detail)
-            return
-        self.on_page(run, snapshot, poller.layout)
-        if run.regime is Regime.LEARNING:
-            self.samples.observe(run.name, run.observation.interval, run.samples, run.config.tp)
-            await self.samples.flush()
-
     def on_page(self, run: InstanceRuntime, snapshot: EngineSnapshot, layout: str | None) -> None:
-        """Fold in an accepted page: what it shows, what it teaches."""
-        run.on_page(snapshot, layout)
-        self.recording.on_page(run)
-        steady = self.now() - run.applied.since_s > _steady_window_s(run)
-        if run.model.compiled is not None:
-            run.observation.calibrate(run.model.compiled, run.samples, steady)
-        self.learners[run.name].observe(
-            snapshot.model_name,
-            run.observation.interval,
-            run.samples,
-            run.observation.chunk_tokens(),
-            steady and run.regime is not Regime.FAILSAFE,
-        )
+        """Fold in an accepted page."""
+        self.polling.on_page(run, snapshot, layout)
 
     async def _tap(self, receiver: TapReceiver) -> None:
         """Open the tap's socket; where that fails the poll goes on without it, and it is tried again."""
@@ -276,39 +223,6 @@ class Daemon:
 
     def _on_record(self, record: Record) -> None:
         addressee(record, self.runs.values()).observation.tap.on_record(record, self.now())
-
-    async def _gpus(self) -> None:
-        infos: tuple[GpuInfo, ...] = ()
-        while True:
-            try:
-                if self._regrouped:
-                    self._regrouped, infos = False, ()
-                    self._reader.choose(self._selectors())
-                if not infos:
-                    infos = await self._reader.start()
-                    await self._assign(infos)
-                samples = await self._reader.read()
-            except GpuUnavailable as error:
-                for run in self.runs.values():
-                    run.on_gpu_error(f"GPU: {error}")
-                await asyncio.sleep(GPU_RETRY_S if not infos else GPU_PERIOD_S)
-                continue
-            for run in self.runs.values():
-                run.on_gpu(samples, self._reader.failures)
-                run.on_energy(self._reader.accounts())
-                self.recording.on_gpu(run)
-            await asyncio.sleep(GPU_PERIOD_S)
-
-    async def _assign(self, infos: tuple[GpuInfo, ...]) -> None:
-        """Hand each instance the GPUs it named, by UUID or index."""
-        if self._regrouped:
-            return  # they came and went while the GPUs were looked up: once more
-        by_selector = dict(zip(self._selectors(), infos, strict=True))
-        _refuse_shared(by_selector)
-        for run in self.runs.values():
-            run.gpus = tuple(by_selector[gpu] for gpu in run.config.gpus)
-        if self.guard_child is not None:
-            await self.guard_child.allow([info.uuid for info in infos])
 
     async def _models(self) -> None:
         while True:
@@ -323,22 +237,6 @@ class Daemon:
                 regimes = ", ".join(f"{name}: {run.regime}" for name, run in self.runs.items())
                 notify(f"WATCHDOG=1\nSTATUS={self.mode}; {regimes}")
             await asyncio.sleep(WATCHDOG_PERIOD_S)
-
-
-def _refuse_shared(by_selector: Mapping[str, GpuInfo]) -> None:
-    """An index and a UUID may name the same GPU, which only shows once they are looked up."""
-    named: dict[str, str] = {}
-    for selector, info in by_selector.items():
-        if info.uuid in named:
-            raise GpuUnavailable(
-                f"{named[info.uuid]!r} and {selector!r} are the same GPU {info.uuid}: name it once"
-            )
-        named[info.uuid] = selector
-
-
-def _steady_window_s(run: InstanceRuntime) -> float:
-    """A clock must have been in force over the whole interval that is compared with the model."""
-    return run.config.poll_s + 0.2
 
 
 async def _forever(job: Awaitable[None]) -> None:

@@ -132,10 +132,9 @@ def _go_on(daemon: Daemon, name: str, change: ConfigChange, clocks_before: tuple
     run.config = next(item for item in change.config.instances if item.name == name)
     run.slo, run.params = daemon.slo_for(run.config), daemon.params_for(run.config)
     run.promises.over(change.config.policy.attainment_window_s)
-    run.promises.over(change.config.policy.attainment_window_s)
     if (before.poll_s, before.scrape_deadline_s) != (run.config.poll_s, run.config.scrape_deadline_s):
         run.observation.on_period(run.config.poll_s)
-        daemon.poll_anew(run)
+        daemon.polling.anew(run)
     permitted = daemon.permitted_clocks(run)
     if permitted == clocks_before:
         return
