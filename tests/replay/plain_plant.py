@@ -74,6 +74,22 @@ class PlainPlant:
         """Lock the clock (None: driver default); it takes effect `latency_s` later."""
         self._pending = (self.now_s + latency_s, clock_mhz if clock_mhz is not None else self.card.boost_mhz)
 
+    def hold_arrivals(self, hold: bool = True) -> None:
+        """Who arrives waits until it is released."""
+        self.engine.hold_arrivals = hold
+
+    def release(self, place: int) -> None:
+        """Admit the request at this place of the trace."""
+        self.engine.release(f"r{place}")
+
+    def cap_admission(self, blocks: int | None) -> None:
+        """Admit only what leaves at most so many blocks in use."""
+        self.engine.admit_blocks = blocks
+
+    def queue(self) -> tuple[int, ...]:
+        """Places of those that wait."""
+        return tuple(int(r.request_id[1:]) for r, _ in self.engine.requests()[self.engine.running :])
+
     @property
     def done(self) -> bool:
         """Every request has arrived and finished."""

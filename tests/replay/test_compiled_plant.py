@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 import pytest
@@ -29,6 +30,16 @@ class Run:
     shape: EngineShape
     requests: tuple[TraceRequest, ...]
     clocks: tuple[tuple[float, int | None, float], ...]
+    gates: tuple[Gate, ...] = ()  # after each of `clocks`
+
+
+@dataclass(frozen=True)
+class Gate:
+    """From now on arrivals are held or not, admission is capped, and so many of the queue are released."""
+
+    hold: bool
+    cap_blocks: int | None
+    release: int
 
 
 @st.composite
@@ -45,7 +56,10 @@ def runs(draw: st.DrawFn) -> Run:
     moments = draw(st.lists(st.floats(0.01, 1.0), max_size=12))
     clock = st.one_of(st.none(), st.sampled_from(card.supported_mhz))
     clocks = tuple((at, draw(clock), draw(st.floats(0.0, 0.3))) for at in np.cumsum(moments).tolist())
-    return Run(card, shape, requests, clocks)
+    cap = st.one_of(st.none(), st.integers(0, shape.num_blocks))
+    gate = st.builds(Gate, st.booleans(), cap, st.integers(0, 3))
+    gates = draw(st.one_of(st.just(()), st.tuples(*(gate for _ in clocks))))
+    return Run(card, shape, requests, clocks, gates)
 
 
 def _request(draw: st.DrawFn, at: float, room: int) -> TraceRequest:
@@ -59,12 +73,22 @@ def both(run: Run) -> tuple[VirtualPlant, PlainPlant]:
     fast = VirtualPlant(run.card, run.shape, run.requests)
     plain = PlainPlant(run.card, run.shape, run.requests)
     for plant in (fast, plain):
-        for at, clock, latency in run.clocks:
+        for (at, clock, latency), gate in zip_longest(run.clocks, run.gates):
             plant.advance(at)
             plant.set_clock(clock, latency)
+            if gate is not None:
+                pass_through(plant, gate)
+        pass_through(plant, Gate(False, None, len(run.requests)))
         while not plant.done:
             plant.advance(plant.now_s + 5.0)
     return fast, plain
+
+
+def pass_through(plant: VirtualPlant | PlainPlant, gate: Gate) -> None:
+    plant.hold_arrivals(gate.hold)
+    plant.cap_admission(gate.cap_blocks)
+    for place in plant.queue()[: gate.release]:
+        plant.release(place)
 
 
 def compare(fast: VirtualPlant, plain: PlainPlant) -> None:
@@ -103,6 +127,37 @@ def test_ten_minutes_at_load_are_equal(card: str, rate: float) -> None:
     )
     compare(fast, plain)
     assert fast.steps > 5000
+
+
+def test_who_is_held_waits_and_so_do_those_behind() -> None:
+    """Nobody starts until the first is released, and then in turn; the clock goes on over an idle engine."""
+    card = CARDS[0]
+    requests = [TraceRequest(0.1 * i, 100, 10) for i in range(4)]
+    plant = VirtualPlant(card, card.engine_shape(), requests)
+    plant.hold_arrivals()
+    plant.advance(3.0)
+    assert (plant.running, plant.waiting, plant.queue(), plant.steps) == (0, 4, (0, 1, 2, 3), 0)
+    plant.release(1)
+    plant.advance(4.0)
+    assert plant.running + plant.finished == 0 and plant.held(0) and not plant.held(1)
+    plant.release(0)
+    plant.advance(6.0)
+    assert plant.served().index.tolist() == [0, 1] and plant.served().scheduled_s.min() >= 4.0
+    assert plant.queue() == (2, 3)
+
+
+def test_admission_stays_within_its_cap() -> None:
+    """Who joins leaves the batch within the cap, but an empty batch takes whoever is first."""
+    shape = EngineShape(block_size=16, num_blocks=101, max_num_seqs=8, max_num_batched_tokens=512)
+    requests = [TraceRequest(0.0, 160, 60) for _ in range(6)]
+    capped, free = (VirtualPlant(CARDS[0], shape, requests) for _ in range(2))
+    capped.cap_admission(25)
+    for plant in (capped, free):
+        plant.advance(0.5)
+    assert capped.running == 2 and free.running > 4
+    capped.cap_admission(5)
+    capped.advance(60.0)
+    assert capped.done
 
 
 def test_the_run_in_slices_is_the_run() -> None:

@@ -43,6 +43,8 @@ class Engine:
         _check(shape, prefix_hit_ratio)
         self.shape = shape
         self.counters = Counters()
+        self.hold_arrivals = False  # who is added waits until `release`; those behind it wait, too
+        self.admit_blocks: int | None = None  # see `_may_join`
         self._hit_ratio = prefix_hit_ratio
         self._token_events = token_events
         self._budget_blocks = shape.num_blocks - 1
@@ -92,6 +94,7 @@ class Engine:
                 f"the engine has {self._budget_blocks * self.shape.block_size}"
             )
         live = Live(request)
+        live.held = self.hold_arrivals
         self._requests[request.request_id] = live
         self._waiting.append(live)
 
@@ -106,8 +109,13 @@ class Engine:
             self._take_out(live)
         return self._close(live, FinishReason.ABORT, now_s, None)
 
+    def release(self, request_id: str) -> None:
+        """Admit a held request in its turn; one that is gone is left alone."""
+        if request_id in self._requests:
+            self._requests[request_id].held = False
+
     def schedule(self, now_s: float) -> StepPlan | None:
-        """Plan the step that starts at `now_s`; None when there is nothing to run.
+        """Plan the step that starts at `now_s`; None when there is nothing to run, or all of it is held.
 
         Raises RuntimeError when the previous plan was not completed."""
         if self._plan is not None:
@@ -124,6 +132,8 @@ class Engine:
         if not preempted:
             budget -= sum(tokens for _, tokens in chunks)
             chunks += self._admit(budget, now_s)
+        if not (decode_batch or chunks or preempted):
+            return None
         self._plan = self._make_plan(now_s, decode_batch, chunks, preempted)
         return self._plan
 
@@ -179,7 +189,7 @@ class Engine:
         chunks: list[tuple[Live, int]] = []
         while self._waiting and budget > 0 and len(self._running) < self.shape.max_num_seqs:
             live = self._waiting[0]
-            if self._blocks(live.target) > self._free_blocks:
+            if live.held or not self._may_join(self._blocks(live.target)):
                 break
             self._waiting.popleft()
             self._start(live, now_s)
@@ -188,6 +198,13 @@ class Engine:
             chunks.append((live, tokens))
             budget -= tokens
         return chunks
+
+    def _may_join(self, blocks: int) -> bool:
+        """They are free, and within what a batch may hold once a request joins it. An empty batch takes
+        whoever is first, whatever the cap: else it would never be served."""
+        cap = self._budget_blocks if self.admit_blocks is None else self.admit_blocks
+        within = not self._running or self.kv_used_blocks + blocks <= cap
+        return within and blocks <= self._free_blocks
 
     def _start(self, live: Live, now_s: float) -> None:
         """Put a waiting request into the batch, with its prefix-cache hits when it is new."""

@@ -28,6 +28,7 @@ class Live:
         "first_scheduled_s",
         "first_token_s",
         "generated",
+        "held",
         "kv_offset",
         "output_offset",
         "phase",
@@ -45,6 +46,7 @@ class Live:
         self.blocks = 0
         self.cached = 0
         self.preemptions = 0
+        self.held = False
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
         self.kv_offset = 0

@@ -84,9 +84,10 @@ class CPlant(ctypes.Structure):
         ("clocks", _IS),
         ("arrival_s", _DS),
         *_all(_IS, "prompt total"),
-        *_all(_IS, f"phase {_COUNTS} {_LINKS}"),
+        *_all(_IS, f"phase {_COUNTS} {_LINKS} held"),
         *_all(_DS, "scheduled_s first_s last_s"),
         *_all(_IS, "first_order finish_order by_remainder ring_head ring_tail chunks gaps"),
+        *_all(_I, "hold_new admit_blocks"),
         *_all(_I, "following running waiting members decode_steps offset_sum free_blocks in_flight n_chunks"),
         *_all(_List, "batch queue prefilling"),
         *_all(_I, "steps computed_tokens generation_tokens prompt_tokens preemptions started finished"),
@@ -119,7 +120,7 @@ class Kernel:
         for name, values in (("arrival_s", arrival_s), ("prompt", prompt), ("total", total)):
             self._own(name, np.concatenate([values, np.zeros(room, dtype=values.dtype)]))
         self._own("clocks", np.array(card.supported_mhz, dtype=np.int64))
-        for name in _COUNTS.split():
+        for name in (*_COUNTS.split(), "held"):
             self._own(name, np.zeros(n, dtype=np.int64))
         self._own("phase", np.full(n, COMING, dtype=np.int64))
         for name in (*_LINKS.split(), "first_order", "finish_order"):
@@ -162,7 +163,7 @@ class Kernel:
         c.n_requests, c.ring_mask, c.tp = n, ring - 1, card.tp
         c.block_size, c.max_seqs = shape.block_size, shape.max_num_seqs
         c.max_batched, c.n_clocks = shape.max_num_batched_tokens, len(card.supported_mhz)
-        c.budget_blocks = c.free_blocks = shape.num_blocks - 1
+        c.budget_blocks = c.free_blocks = c.admit_blocks = shape.num_blocks - 1
         c.step_law[:] = astuple(card.step)
         c.power_law[:] = card.power.as_array()
         c.cap_w = card.power_cap_w

@@ -103,6 +103,27 @@ class VirtualPlant:
         """Another clock for every step with prompt tokens, switched to and back in no time: an ideal."""
         self._c.prefill_mhz = clock_mhz
 
+    def hold_arrivals(self, hold: bool = True) -> None:
+        """From now on who arrives waits until it is released; those behind it wait, too."""
+        self._c.hold_new = int(hold)
+
+    def release(self, place: int) -> None:
+        """Admit the request at this place of the trace in its turn."""
+        self._arrays["held"][place] = 0
+
+    def cap_admission(self, blocks: int | None) -> None:
+        """Admit only what leaves at most so many KV blocks in use (None: all there are). What runs may
+        grow beyond; an empty batch takes whoever is first."""
+        self._c.admit_blocks = self._c.budget_blocks if blocks is None else blocks
+
+    def queue(self) -> tuple[int, ...]:
+        """Places in the trace of those that wait, in their order."""
+        return tuple(self._kernel.everyone()[self.running :].tolist())
+
+    def held(self, place: int) -> bool:
+        """The request at this place waits for its release."""
+        return bool(self._arrays["held"][place])
+
     def advance(self, until_s: float) -> None:
         """Run until `until_s`. A clock change takes effect in the middle of a step, as on a real GPU."""
         self._kernel.advance(until_s)

@@ -191,11 +191,18 @@ static void continue_prefills(kvr_plant *plant, int64_t budget, int *preempted, 
     }
 }
 
+/* An empty batch takes whoever is first, whatever the cap: else it would never be served. */
+static int within_cap(const kvr_plant *plant, int64_t blocks)
+{
+    return !plant->running || plant->budget_blocks - plant->free_blocks + blocks <= plant->admit_blocks;
+}
+
 static void admit(kvr_plant *plant, int64_t budget, chunk_sum *sum)
 {
     while (plant->waiting && budget > 0 && plant->running < plant->max_seqs) {
         int64_t r = plant->queue.head;
-        if (blocks_for(plant, target_of(plant, r)) > plant->free_blocks)
+        int64_t blocks = blocks_for(plant, target_of(plant, r));
+        if (plant->held[r] || blocks > plant->free_blocks || !within_cap(plant, blocks))
             return;
         unlink_item(&plant->queue, plant->next, plant->prev, r);
         plant->waiting--;
@@ -215,6 +222,7 @@ static void admit(kvr_plant *plant, int64_t budget, chunk_sum *sum)
 void kvr_add(kvr_plant *plant, int64_t r)
 {
     plant->phase[r] = KVR_WAITING;
+    plant->held[r] = plant->hold_new;
     push_back(&plant->queue, plant->next, plant->prev, r);
     plant->waiting++;
 }
@@ -232,6 +240,8 @@ int kvr_schedule(kvr_plant *plant)
     continue_prefills(plant, budget, &preempted, &sum);
     if (!preempted)
         admit(plant, budget - sum.tokens, &sum);
+    if (!plant->members && !plant->n_chunks && !preempted) /* all that wait are held */
+        return 0;
     plant->decode_batch = plant->members;
     plant->kv_tokens = plant->offset_sum + plant->members * plant->decode_steps;
     plant->prefill_tokens = sum.tokens;

@@ -55,11 +55,14 @@ typedef struct {
     int64_t *next, *prev;   /* in the batch, or in the queue */
     int64_t *p_next, *p_prev; /* among those with prompt left */
     int64_t *f_next, *f_prev; /* among those that finish at the same decode step */
+    int64_t *held; /* waits until it is released; whoever is behind it waits, too */
     double *scheduled_s, *first_s, *last_s;
     int64_t *first_order, *finish_order;
     /* scratch */
     int64_t *by_remainder, *ring_head, *ring_tail, *chunks;
     int64_t *gaps;
+    /* admission: hold_new, who arrives is held; admit_blocks, what a batch may hold once a request joins it */
+    int64_t hold_new, admit_blocks;
     /* engine */
     int64_t following, running, waiting, members, decode_steps, offset_sum, free_blocks, in_flight, n_chunks;
     kvr_list batch, queue, prefilling;
