@@ -40,7 +40,7 @@ from kvwattd.reload import Reloader
 from kvwattd.version import kvwatt_version
 
 HEALTHY_TICK_AGE_S = 2.0
-READY_REGIMES = frozenset({Regime.SHADOW, Regime.ACTIVE, Regime.OVERRIDE, Regime.OFF})
+READY_REGIMES = frozenset({Regime.SHADOW, Regime.ACTIVE, Regime.OVERRIDE, Regime.OFF, Regime.PARKED})
 
 
 class Control:

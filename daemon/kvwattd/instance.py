@@ -76,6 +76,7 @@ class InstanceRuntime:
     energy: dict[str, EnergyReading] = field(default_factory=dict)  # by UUID
     gpu_fault: str | None = None
     override: Override | None = None
+    resting: str | None = None  # why it does not serve, where that is intended
     standing: Standing = field(default_factory=lambda: Standing(Regime.STARTING, 0.0, "starting"))
     applied: Applied = field(default_factory=lambda: Applied(None, 0.0))
     confirmed_mhz: int | None = None
@@ -179,6 +180,20 @@ class InstanceRuntime:
         self._actuation_fault = (reason, now_s + retry_s)
         self.confirmed_mhz = None
 
+    def park(self, reason: str) -> None:
+        """It is stopped, asleep or starting as intended: nothing is expected of its page, no clock is held.
+
+        No lock and not the lowest one: an idle GPU drops its clock and memory by itself, and a lock would
+        bind whoever uses the GPU of a stopped instance next.
+        """
+        if self.resting is None:
+            self.observation.rest()
+        self.resting = reason
+
+    def unpark(self) -> None:
+        """It serves: its page counts again, from the next one on."""
+        self.resting = None
+
     def on_alarm(self, reason: str | None) -> None:
         """What the guard found on these GPUs: another program's clock, or one not obeyed; None is well."""
         self._guard_alarm = reason
@@ -237,6 +252,7 @@ class InstanceRuntime:
             fault=fault,
             overridden=self.override is not None and mode is Mode.ACTIVE,
             model_missing=self.model.missing if self.model.compiled is None else None,
+            resting=self.resting,
         )
         new = advance(self.standing, facts, now_s, self._trusted_since_s, RECOVER_S)
         if new.regime is not self.standing.regime:

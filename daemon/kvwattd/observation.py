@@ -100,6 +100,17 @@ class Observation:
         self.progress.on_page(snapshot)
         self.first = self.first or snapshot
 
+    def rest(self) -> None:
+        """The engine stops or sleeps, as intended: its last page tells nothing of what comes after.
+
+        What was learned of traffic and of the model's error stays.
+        """
+        self.estimator.restart()
+        self.tap.restart()
+        self.progress = Progress(self._stale_after_s)
+        self.snapshot = self.first = self.interval = None
+        self._told = self._failing = None
+
     def on_period(self, poll_s: float) -> None:
         """Polls come at another period from now on."""
         self._poll_s = poll_s

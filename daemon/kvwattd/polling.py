@@ -58,7 +58,8 @@ class Polling:
         due_s = self._now()
         try:
             while True:
-                await self._poll(run, poller)
+                if run.resting is None:
+                    await self._poll(run, poller)
                 # Absolute deadlines; polls that are already late are left out.
                 due_s = max(due_s + c.poll_s, self._now())
                 await asyncio.sleep(due_s - self._now())

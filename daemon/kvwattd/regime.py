@@ -3,6 +3,7 @@
     STARTING --observed--> LEARNING --model--> SHADOW or ACTIVE
         any  --untrusted--> FAILSAFE --trusted again for a while--> back
         any  --operator--> OVERRIDE (a clock by hand, for a limited time) or OFF
+        any  --pool------> PARKED (stopped, asleep or starting, as intended) --serves--> STARTING
 
 Only ACTIVE and OVERRIDE hold a clock; in every other regime the GPUs run at driver default.
 Every unknown leads to FAILSAFE.
@@ -24,12 +25,14 @@ class Regime(StrEnum):
     ACTIVE = "active"
     FAILSAFE = "failsafe"
     OVERRIDE = "override"
+    PARKED = "parked"
 
 
 class Event(StrEnum):
     """What the facts of one tick amount to, the gravest first."""
 
     SWITCHED_OFF = "switched_off"
+    RESTING = "resting"
     NOT_YET_OBSERVED = "not_yet_observed"
     UNTRUSTED = "untrusted"
     OVERRIDDEN = "overridden"
@@ -43,6 +46,7 @@ DECIDES = frozenset({Regime.ACTIVE, Regime.SHADOW})
 
 _FROM_ANYWHERE = {
     Event.SWITCHED_OFF: Regime.OFF,
+    Event.RESTING: Regime.PARKED,
     Event.NOT_YET_OBSERVED: Regime.FAILSAFE,
     Event.UNTRUSTED: Regime.FAILSAFE,
     Event.OVERRIDDEN: Regime.OVERRIDE,
@@ -61,14 +65,18 @@ TABLE: dict[Regime, dict[Event, Regime]] = {
     Regime.ACTIVE: _FROM_ANYWHERE,
     Regime.FAILSAFE: _FROM_ANYWHERE,
     Regime.OVERRIDE: _FROM_ANYWHERE,
+    Regime.PARKED: _GETTING_READY,
 }
+# Led to by an intention, not by what is trusted: FAILSAFE need not be recovered from first.
+_INTENDED = frozenset({Regime.FAILSAFE, Regime.OFF, Regime.PARKED})
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What one tick knows.
 
-    `fault`: why input or actuation cannot be trusted; `pending`: what has not been there yet.
+    `fault`: why input or actuation cannot be trusted; `pending`: what has not been there yet; `resting`: why
+    nothing of this engine is to be expected, where that is intended.
     """
 
     mode: Mode
@@ -76,6 +84,7 @@ class Facts:
     fault: str | None
     overridden: bool
     model_missing: str | None
+    resting: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,8 @@ def classify(facts: Facts) -> tuple[Event, str]:
     """The gravest event wins; nothing is assumed to be fine."""
     if facts.mode is Mode.OFF:
         return Event.SWITCHED_OFF, "switched off by the operator"
+    if facts.resting is not None:
+        return Event.RESTING, facts.resting
     if facts.fault is not None:
         return Event.UNTRUSTED, facts.fault
     if facts.pending is not None:
@@ -110,7 +121,7 @@ def advance(
     """The next standing. FAILSAFE is left only after `recover_s` seconds without a fault."""
     event, reason = classify(facts)
     target = TABLE[standing.regime][event]
-    leaving_failsafe = standing.regime is Regime.FAILSAFE and target not in (Regime.FAILSAFE, Regime.OFF)
+    leaving_failsafe = standing.regime is Regime.FAILSAFE and target not in _INTENDED
     if leaving_failsafe and now_s - trusted_since_s < recover_s:
         target, reason = (
             Regime.FAILSAFE,
