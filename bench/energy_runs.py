@@ -14,9 +14,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 from rich.progress import track
 
-import kvwatt
-import kvwatt_sim
-import kvwattd
+from energy_code import code_of
 from kvwatt_sim.demo.model import cache_dir
 from kvwatt_sim.replay import scenario
 from kvwatt_sim.replay.controller import replay
@@ -30,7 +28,6 @@ from kvwatt_sim.traces import TraceRequest, load_azure, window
 TRACES = Path("../shared/data/traces")
 OURS, BOUND = "kvwatt", "bound"
 LONGER = 1.5  # answers of the second half, in the variant `lengths`
-COMMON = ("controller", "kernel", "outcome", "plant", "scenario", "gaps")
 STEP = 3.0  # the rate of the second half over that of the first, in the variant `step`
 MINUTE_S = 60.0
 
@@ -185,28 +182,5 @@ def _kept_in_minute(case: Case, outcome: Outcome, from_s: float) -> float:
 
 def _key(task: Task) -> str:
     digest = hashlib.sha256(json.dumps(asdict(task)).encode())
-    digest.update(_code(task.policy).encode())
+    digest.update(code_of(task.policy).encode())
     return digest.hexdigest()[:24]
-
-
-@lru_cache(maxsize=32)
-def _code(policy: str) -> str:
-    """A digest of the code that a result depends on."""
-    simulator = Path(str(kvwatt_sim.__file__)).parent
-    replay_folder = simulator / "replay"
-    files = [simulator / "gpu.py", simulator / "traces.py", *(simulator / "cards").glob("*.toml")]
-    files += [*(replay_folder / "csrc").iterdir(), *(replay_folder / f"{name}.py" for name in COMMON)]
-    if policy == OURS:
-        files += [replay_folder / f"{name}.py" for name in ("kvwatt_controller", "policies", "told")]
-        files += Path(str(kvwatt.__file__)).parent.glob("*.py")
-        files += Path(str(kvwattd.__file__)).parent.glob("*.py")
-    elif policy == "best-found":
-        files += [replay_folder / "oracle.py", replay_folder / "rivals" / "hindsight.py"]
-    elif policy == BOUND:
-        files += [replay_folder / "oracle_bound.py", replay_folder / "laws.py"]
-    else:
-        files += [replay_folder / "laws.py", *(replay_folder / "rivals").glob("*.py")]
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

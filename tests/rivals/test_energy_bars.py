@@ -10,6 +10,7 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
 
 from energy_bars import Table, bars
+from energy_code import COMMON, MODULES, files_of
 from energy_runs import Row, Task
 
 SETTING = ("l20", "conv", "paper", 0.75)
@@ -83,3 +84,13 @@ def test_best_found_is_the_least_of_what_can_be_and_keeps_its_promises() -> None
     table = Table(runs((row(58.0), row(66.0)), row(50.0, 0.9)))
     assert table.best_found_j(SETTING, 1) == 58.0
     assert table.best_found_j(SETTING, 2) == 60.0
+
+
+def test_a_rivals_result_outlives_a_change_of_our_policy() -> None:
+    """What is kept is kept by the code that made it: our own decision is in the key of our runs alone."""
+    files = {name: {p.name for p in files_of((*COMMON, *modules))} for name, modules in MODULES.items()}
+    assert {"tradeoff.py", "outlook.py", "budget.py", "traffic.py", "instance.py"} < files["kvwatt"]
+    for name in MODULES.keys() - {"kvwatt"}:
+        assert {"controller.py", "kernel.py", "state.py", "core.py"} < files[name]
+        assert not {"policy.py", "tradeoff.py", "outlook.py", "inputs.py"} & files[name]
+    assert "schedule.py" in files["throttllem"] and "throttllem.py" not in files["voltana"]

@@ -10,7 +10,7 @@ from rival_cases import CARD, SHAPE, small
 
 from kvwatt.state import Slo, SloTarget
 from kvwatt_sim import gpu
-from kvwatt_sim.replay.controller import FixedClock, replay
+from kvwatt_sim.replay.controller import Drive, FixedClock, replay
 from kvwatt_sim.replay.plant import VirtualPlant
 from kvwatt_sim.replay.policies import POLICIES, worst_attainment
 from kvwatt_sim.replay.rivals import RIVALS
@@ -19,7 +19,7 @@ from kvwatt_sim.replay.rivals.hindsight import Search, best_cap, best_clock
 from kvwatt_sim.replay.rivals.race import RaceToIdle
 from kvwatt_sim.replay.rivals.throttllem import ThrottLLeM, projected
 from kvwatt_sim.replay.rivals.voltana import Voltana
-from kvwatt_sim.replay.scenario import Promises
+from kvwatt_sim.replay.scenario import Case, Promises
 from kvwatt_sim.traces import TraceRequest
 
 
@@ -91,17 +91,58 @@ def test_throttllem_takes_the_lowest_clock_that_keeps_tbt_and_e2e() -> None:
     requests = tuple(TraceRequest(0.0, 500, 400) for _ in range(40))
     case = replace(small(1.0, 10.0, 306, every=1), requests=requests)
     plant = plant_at(requests, 6.0)
-    rival = ThrottLLeM(case)
     chosen = []
     for limit_s in (60.0, 18.0, 14.6, 12.0):
-        rival.case = replace(case, promises=Promises(Slo(None, SloTarget(0.2), SloTarget(limit_s))))
-        chosen.append(rival.target(6.0, plant))
+        within = replace(case, promises=Promises(Slo(None, SloTarget(0.2), SloTarget(limit_s))))
+        chosen.append(ThrottLLeM(within).target(6.0, plant))
     assert chosen == sorted(chosen)
     assert chosen[0] == 900
     assert 900 < chosen[2] < 2520
     assert chosen[-1] == 2520
     tight = replace(case, promises=Promises(Slo(None, SloTarget(0.032), SloTarget(60.0))))
     assert ThrottLLeM(tight).target(6.0, plant) > 900
+
+
+def promised(case: Case, e2e_s: float, tbt_s: float = 0.2) -> Case:
+    return replace(case, promises=Promises(Slo(None, SloTarget(tbt_s), SloTarget(e2e_s))))
+
+
+def drive(case: Case, until_s: float) -> VirtualPlant:
+    """throttLL'eM at the wheel until that moment."""
+    plant = VirtualPlant(case.card, case.shape, case.requests)
+    Drive(plant, ThrottLLeM(case)).advance(until_s)
+    return plant
+
+
+def test_throttllem_holds_back_who_would_break_a_deadline() -> None:
+    """Forty requests just make their deadline at the top clock. Many more beside them would not: they wait,
+    although seats and cache are free, and come in as the first ones end. All are served in the end."""
+    first = tuple(TraceRequest(0.0, 500, 400) for _ in range(40))
+    later = tuple(TraceRequest(8.0, 500, 400) for _ in range(100))
+    case = replace(small(1.0, 10.0, 313, every=1), requests=first + later)
+    loose, tight = (drive(promised(case, e2e_s), 9.0) for e2e_s in (60.0, 14.6))
+    assert loose.waiting < 100 and tight.waiting > 0 and tight.held(139)
+    places = tight.queue()
+    assert places == tuple(sorted(places)) and not any(tight.held(p) for p in range(40))
+    assert drive(promised(case, 14.6), 200.0).done
+
+
+def test_throttllem_admits_who_cannot_be_saved() -> None:
+    """A deadline that nothing can keep any more holds nobody back, neither the request nor those behind."""
+    requests = (TraceRequest(0.0, 500, 1500), *(TraceRequest(1.0, 500, 400) for _ in range(3)))
+    case = promised(replace(small(1.0, 10.0, 314), requests=requests), 12.0)
+    assert drive(case, 3.0).waiting == 0
+
+
+def test_throttllem_never_overflows_the_cache() -> None:
+    """With true lengths who would overflow it waits: nobody is preempted, as is when everybody comes in."""
+    shape = replace(SHAPE, num_blocks=400)
+    requests = tuple(TraceRequest(0.05 * i, 300, 200 + 10 * (i % 30)) for i in range(60))
+    case = promised(replace(small(1.0, 10.0, 315), requests=requests, shape=shape), 1000.0)
+    free = replay(case.card, shape, requests, FixedClock(None), 60.0)
+    assert free.served.preemptions.sum() > 0
+    plant = drive(case, 400.0)
+    assert plant.done and plant.served().preemptions.sum() == 0
 
 
 def test_throttllem_predicts_within_its_error_and_keeps_its_guess() -> None:
