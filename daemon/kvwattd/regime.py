@@ -5,7 +5,8 @@
         any  --operator--> OVERRIDE (a clock by hand, for a limited time) or OFF
         any  --pool------> PARKED (stopped, asleep or starting, as intended) --serves--> STARTING
 
-Only ACTIVE and OVERRIDE hold a clock; in every other regime the GPUs run at driver default.
+Only ACTIVE and OVERRIDE hold a clock, and PARKED the lowest one on an engine that sleeps; in every other
+regime the GPUs run at driver default.
 Every unknown leads to FAILSAFE.
 """
 
