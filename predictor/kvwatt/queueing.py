@@ -1,66 +1,281 @@
-"""Capacity of one instance: largest rate, best clock and watts at each rate within its promises."""
+"""What one instance does at a rate and a clock: TTFT, TBT, E2E, batch and watts, and so its capacity.
+
+Two chains share the step time. `queueing_batch_size`: how many requests decode, slow against a step.
+`queueing_batch`: prompt tokens that wait, fast; solved at several batch sizes and mixed. Each needs the
+other's result (steps lengthen with prompts, the room for prompts shrinks with decodes), which is the fixed
+point of rate, batch and clock. docs/instances-model.md has the equations.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from kvwatt.capacity_table import CapacityPoint, CapacityTable
+from kvwatt.compiled import CompiledModel
+from kvwatt.queueing_batch import Solved, StepQueue
+from kvwatt.queueing_batch_size import BatchSize, batch_size
+from kvwatt.queueing_demand import NEVER, Demand, Latency, lengths
+from kvwatt.state import EngineShape, Slo
+
+__all__ = [
+    "CapacityPoint",
+    "CapacityTable",
+    "Demand",
+    "InstanceQueue",
+    "Latency",
+    "Operation",
+    "capacity_table",
+    "lengths",
+]
+
 FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
+
+HORIZON_S = 8.0  # longest wait for prompts that is told from longer ones
+LEAST_ROWS, MOST_ROWS, BINS = 6, 16, 384
+NODES = 14  # batch sizes at which the model is asked
+GROUPS = np.array([0.0, 0.3, 0.6, 0.85, 0.96, 1.0])  # of batch sizes: a prompt queue is solved for each
+RELAXATIONS = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CapacityPoint:
-    """One instance at one rate and its best clock."""
+class Operation:
+    """One rate at one clock. `carries`: seats and steps keep up; otherwise the latencies are never."""
 
     clock_mhz: int
-    power_w: float  # average, idle share included
-    keeps: bool  # every promise holds; False: the top clock, and still too slow
+    rate_per_s: float
+    carries: bool
+    batch: float
+    tbt_s: float  # mean time between tokens
+    ttft: Latency
+    tbt: Latency  # of requests: the mean over each one's tokens
+    e2e: Latency
+    itl: Latency  # single gaps
+    power_w: float
+
+    def keeps(self, slo: Slo) -> bool:
+        """Every promise holds."""
+        pairs = ((slo.ttft, self.ttft), (slo.tbt, self.tbt), (slo.e2e, self.e2e), (slo.itl, self.itl))
+        return self.carries and all(
+            target is None or got.within(target.limit_s) >= target.quantile for target, got in pairs
+        )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CapacityTable:
-    """What an instance does at each rate and clock, as the planner asks it.
+class InstanceQueue:
+    """One engine under one kind of traffic; asked for any rate and any clock of the model.
 
-    `clocks_mhz` (m,) ascending; `rates_per_s` (n,) ascending from 0; `watts` (n, m) average power of the
-    instance's GPUs; `keeps` (n, m) whether every promise holds there.
+    `factor`: what the model's times are multiplied by (calibration). Raises ValueError where not even one
+    request fits the KV cache.
     """
 
-    clocks_mhz: tuple[int, ...]
-    rates_per_s: FloatArray
-    watts: FloatArray
-    keeps: BoolArray
+    def __init__(self, model: CompiledModel, shape: EngineShape, demand: Demand, factor: float = 1.0) -> None:
+        self.model, self.shape, self.demand = model, shape, demand
+        self.seats = _seats(shape, demand)
+        sizes = np.geomspace(1.0, self.seats, NODES) if self.seats > 1 else np.ones(1)
+        self._batch = np.append(0.0, np.unique(np.round(sizes)))
+        room = np.maximum(shape.max_num_batched_tokens - self._batch, 16.0)
+        full_s = model.step_time_s(np.zeros(1), np.zeros(1), room[:1])[0, -1]
+        self._rows = int(np.clip(BINS * full_s / HORIZON_S, LEAST_ROWS, MOST_ROWS))
+        part = np.arange(self._rows + 1) / self._rows
+        batch = np.repeat(self._batch, self._rows + 1)
+        prefill = (room[:, None] * part).ravel()
+        step_s, step_w = model.step_and_power(batch, batch * demand.context_tokens, prefill)
+        grid = (len(self._batch), self._rows + 1, len(model.clocks_mhz))
+        self._step_s, self._step_w = (step_s * factor).reshape(grid), step_w.reshape(grid)
+        self._room = room
 
-    def __post_init__(self) -> None:
-        n, m = len(self.rates_per_s), len(self.clocks_mhz)
-        if n < 2 or m < 1 or self.watts.shape != (n, m) or self.keeps.shape != (n, m):
-            raise ValueError(f"watts and keeps must be (rates, clocks) = ({n}, {m})")
-        if self.rates_per_s[0] != 0.0 or not np.all(np.diff(self.rates_per_s) > 0.0):
-            raise ValueError("rates_per_s must ascend from 0")
-        if list(self.clocks_mhz) != sorted(set(self.clocks_mhz)):
-            raise ValueError(f"clocks_mhz must ascend, got {self.clocks_mhz}")
-        if not np.all(np.isfinite(self.watts)) or np.any(self.watts < 0.0):
-            raise ValueError("watts must be finite and >= 0")
+    def at(self, rate_per_s: float, clock: int) -> Operation:
+        """Column `clock` of the model's clocks; the rate's slow moves are mixed by what they serve."""
+        factors, shares = self.demand.rate_factors, self.demand.rate_shares
+        parts = [self._steady(rate_per_s * float(factor), clock) for factor in factors]
+        served = factors * shares / float(factors @ shares)
 
-    @property
-    def max_rate_per_s(self) -> float:
-        """Largest rate in the table up to which some clock keeps every promise."""
-        kept = np.logical_and.accumulate(self.keeps.any(axis=1))
-        return float(self.rates_per_s[int(kept.sum()) - 1]) if kept[0] else 0.0
+        def mixed(each: Sequence[Latency]) -> Latency:
+            return Latency.mixed(list(each), served)
 
-    def max_rate_at(self, clock_mhz: int) -> float:
-        """Largest rate kept at one clock; 0 where none is. Raises ValueError for a clock not listed."""
-        kept = np.logical_and.accumulate(self.keeps[:, self.clocks_mhz.index(clock_mhz)])
-        return float(self.rates_per_s[int(kept.sum()) - 1]) if kept[0] else 0.0
+        return Operation(
+            clock_mhz=self.model.clocks_mhz[clock],
+            rate_per_s=rate_per_s,
+            carries=all(p.carries for p in parts),
+            batch=float(shares @ [p.batch for p in parts]),
+            tbt_s=float(served @ [p.tbt_s for p in parts]),
+            ttft=mixed([p.ttft for p in parts]),
+            tbt=mixed([p.tbt for p in parts]),
+            e2e=mixed([p.e2e for p in parts]),
+            itl=mixed([p.itl for p in parts]),
+            power_w=float(shares @ [p.power_w for p in parts]),
+        )
 
-    def at(self, rate_per_s: float) -> CapacityPoint:
-        """Best clock at a rate: least watts that keeps every promise, the top one where none does."""
-        if not rate_per_s >= 0.0:
-            raise ValueError(f"rate_per_s must be >= 0, got {rate_per_s}")
-        row = int(np.searchsorted(self.rates_per_s, rate_per_s))
-        keeps = self.keeps[row] if row < len(self.rates_per_s) else np.zeros(len(self.clocks_mhz), dtype=bool)
-        power = np.array([np.interp(rate_per_s, self.rates_per_s, column) for column in self.watts.T])
-        best = int(np.argmin(np.where(keeps, power, np.inf))) if keeps.any() else len(self.clocks_mhz) - 1
-        return CapacityPoint(self.clocks_mhz[best], float(power[best]), bool(keeps.any()))
+    def _steady(self, rate_per_s: float, clock: int) -> Operation:
+        demand = self.demand
+        every = np.arange(self.seats + 1.0)
+        tau_nodes = self._mean_steps(rate_per_s, clock)
+        size = self._size(rate_per_s, np.interp(every, self._batch, tau_nodes))
+        if not size.stable:
+            return self._never(rate_per_s, clock)
+        for _ in range(RELAXATIONS):
+            batches, weights = _groups(size)
+            solved = [self._queue(rate_per_s, clock, b) for b in batches]
+            if any(s is None for s in solved):
+                return self._never(rate_per_s, clock)
+            queues = [s for s in solved if s is not None]
+            guess = np.interp(batches, self._batch, tau_nodes)
+            ratio = np.array([s.mean_step_s for s in queues]) / guess
+            tau_nodes = tau_nodes * np.interp(self._batch, batches, ratio)
+            size = self._size(rate_per_s, np.interp(every, self._batch, tau_nodes))
+            if not size.stable:
+                return self._never(rate_per_s, clock)
+        return _assembled(self, rate_per_s, clock, size, batches, weights, queues, demand)
+
+    def _never(self, rate_per_s: float, clock: int) -> Operation:
+        full_s, full_w = float(self._step_s[-1, -1, clock]), float(self._step_w[-1, -1, clock])
+        mhz, seats = self.model.clocks_mhz[clock], float(self.seats)
+        return Operation(mhz, rate_per_s, False, seats, full_s, NEVER, NEVER, NEVER, NEVER, full_w)
+
+    def _size(self, rate_per_s: float, tau_s: FloatArray) -> BatchSize:
+        return batch_size(rate_per_s, self.demand.decode_steps, tau_s, self.demand.dispersion)
+
+    def _mean_steps(self, rate_per_s: float, clock: int) -> FloatArray:
+        """Mean step time per batch node as if every step computed the mean prompt tokens: a first guess."""
+        step_s = self._step_s[:, :, clock]
+        tau = step_s[:, 0]
+        part = np.arange(self._rows + 1) / self._rows
+        for _ in range(30):
+            share = np.minimum(rate_per_s * self.demand.prompts.mean * tau / self._room, 1.0)
+            tau = np.array([np.interp(s, part, row) for s, row in zip(share, step_s, strict=True)])
+        return tau
+
+    def _queue(self, rate_per_s: float, clock: int, batch: float) -> Solved | None:
+        """The prompt queue beside `batch` decodes; None where it is not stable."""
+        room = self.shape.max_num_batched_tokens - batch
+        queue = StepQueue(
+            step_s=self._row(self._step_s, clock, batch),
+            bin_tokens=max(room, 16.0) / self._rows,
+            prompts=self.demand.prompts,
+            rate_per_s=rate_per_s,
+            dispersion=self.demand.dispersion,
+            size=BINS,
+        )
+        return queue.solve() if queue.stable else None
+
+    def _row(self, values: FloatArray, clock: int, batch: float) -> FloatArray:
+        """A (nodes, rows + 1, clocks) table at one clock and any batch: (rows + 1,)."""
+        up = int(np.clip(np.searchsorted(self._batch, batch), 1, len(self._batch) - 1))
+        low = up - 1
+        share = (batch - self._batch[low]) / (self._batch[up] - self._batch[low])
+        return np.asarray(values[low, :, clock] + share * (values[up, :, clock] - values[low, :, clock]))
+
+    def watts(self, clock: int, batch: float, by_time: FloatArray) -> float:
+        """Mean watts of steps weighted by the time they take: `by_time` (rows + 1,)."""
+        return float(by_time @ self._row(self._step_w, clock, batch))
+
+
+def _seats(shape: EngineShape, demand: Demand) -> int:
+    """Requests that fit: seats of the scheduler, or of the KV cache at their mean size."""
+    fit = int(shape.kv_capacity_tokens / (demand.context_tokens + shape.block_size / 2))
+    if fit < 1:
+        raise ValueError(f"a request of {demand.context_tokens:.0f} tokens does not fit the KV cache")
+    return min(shape.max_num_seqs, fit)
+
+
+def _groups(size: BatchSize) -> tuple[FloatArray, FloatArray]:
+    """Mean batch and probability of the groups between the quantiles GROUPS."""
+    cumulative = np.append(0.0, np.cumsum(size.decoding))
+    edges = np.clip(GROUPS, 0.0, 1.0)
+    part = np.diff(np.clip(cumulative[None, :], edges[:-1, None], edges[1:, None]), axis=1)
+    weight = part.sum(axis=1)
+    batch = part @ np.arange(len(size.decoding)) / weight
+    # Groups that coincide would make the interpolation between them undefined.
+    return batch + 1e-6 * np.arange(len(batch)), weight
+
+
+def _assembled(
+    engine: InstanceQueue,
+    rate_per_s: float,
+    clock: int,
+    size: BatchSize,
+    batches: FloatArray,
+    weights: FloatArray,
+    queues: list[Solved],
+    demand: Demand,
+) -> Operation:
+    firsts = [Latency.of(*solved.first_token()) for solved in queues]
+    ttft = _with_seats(Latency.mixed(firsts, weights), firsts[-1], size)
+    taus = np.array([solved.mean_step_s for solved in queues])
+    power, gaps = [], []
+    for batch, solved in zip(batches, queues, strict=True):
+        by_time = solved.by_row * solved.queue.step_s
+        power.append(engine.watts(clock, batch, by_time / by_time.sum()))
+        gaps.append(Latency.of(solved.queue.step_s, solved.by_row))
+    decoding = weights * batches / max(float(weights @ batches), 1e-9)
+    idle = float(size.share[0])
+    idle_w = float(engine.model.idle_power_w()[clock])
+    return Operation(
+        clock_mhz=engine.model.clocks_mhz[clock],
+        rate_per_s=rate_per_s,
+        carries=True,
+        batch=size.mean,
+        tbt_s=float(weights @ taus),
+        ttft=ttft,
+        tbt=Latency.mixed([Latency.of(np.array([tau]), np.ones(1)) for tau in taus], weights),
+        e2e=_e2e(firsts, taus, weights, demand),
+        itl=Latency.mixed(gaps, decoding),
+        power_w=(1.0 - idle) * float(weights @ power) + idle * idle_w,
+    )
+
+
+def _with_seats(ttft: Latency, behind: Latency, size: BatchSize) -> Latency:
+    """Who finds no seat waits for one first, and then behind prompts beside a full batch."""
+    wait_s, share = size.seat_wait()
+    if share[0] > 0.9999:
+        return ttft
+    levels = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    rest = np.array([behind.quantile(level) for level in levels])
+    late = Latency.of((wait_s[1:, None] + rest).ravel(), np.repeat(share[1:] / len(levels), len(levels)))
+    return Latency.mixed([ttft, late], np.array([share[0], 1.0 - share[0]]))
+
+
+def _e2e(firsts: list[Latency], taus: FloatArray, weights: FloatArray, demand: Demand) -> Latency:
+    levels = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    steps, share = demand.outputs.tokens - 1.0, demand.outputs.share
+    parts = []
+    for first, tau in zip(firsts, taus, strict=True):
+        wait_s = np.array([first.quantile(level) for level in levels])
+        total = (steps[:, None] * tau + wait_s).ravel()
+        parts.append(Latency.of(total, np.repeat(share / len(levels), len(levels))))
+    return Latency.mixed(parts, weights)
+
+
+def capacity_table(
+    queue: InstanceQueue, slo: Slo, clocks: Sequence[int] | None = None, rates: int = 13, bisections: int = 6
+) -> CapacityTable:
+    """Largest rate at each clock within `slo`, and watts at `rates` rates up to the largest.
+
+    `clocks`: MHz to look at, all of the model by default.
+    """
+    known = queue.model.clocks_mhz
+    columns = [known.index(clock) for clock in clocks] if clocks is not None else list(range(len(known)))
+    limits = np.array([_largest_rate(queue, slo, column, bisections) for column in columns])
+    top = max(float(limits.max()), 1e-3)
+    grid = np.linspace(0.0, top, rates)
+    idle = queue.model.idle_power_w()
+    watts = np.empty((rates, len(columns)))
+    for j, column in enumerate(columns):
+        asked = np.minimum(grid, max(limits[j], 1e-6))
+        watts[:, j] = [idle[column], *(queue.at(float(r), column).power_w for r in asked[1:])]
+    return CapacityTable(tuple(known[c] for c in columns), grid, watts, limits)
+
+
+def _largest_rate(queue: InstanceQueue, slo: Slo, clock: int, bisections: int) -> float:
+    low, high = 0.0, 1.0
+    while high < 1e4 and queue.at(high, clock).keeps(slo):
+        low, high = high, 2.0 * high
+    if low == 0.0 and not queue.at(1e-3, clock).keeps(slo):
+        return 0.0
+    for _ in range(bisections):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if queue.at(middle, clock).keeps(slo) else (low, middle)
+    return low

@@ -1,0 +1,92 @@
+"""What is asked of an instance, and distributions of what it answers with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from kvwatt.queueing_batch import Prompts
+
+FloatArray = npt.NDArray[np.float64]
+
+PER_DECADE = 200
+LOWEST_S, DECADES = 1e-3, 6
+BINS = PER_DECADE * DECADES
+_EDGES: FloatArray = LOWEST_S * 10.0 ** (np.arange(BINS) / PER_DECADE)
+_STEADY: FloatArray = np.ones(1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Demand:
+    """Traffic but for its rate. `prompts` to be computed (prefix hits taken off) and `outputs`, in tokens.
+
+    `dispersion`: variance / mean of arrival counts over about the seconds that a queue lasts; 1 = Poisson.
+    `rate_factors`, `rate_shares`: the rate relative to its mean where it moves more slowly than queues do
+    (minutes), and the share of time at each.
+    """
+
+    prompts: Prompts
+    outputs: Prompts
+    dispersion: float = 1.0
+    rate_factors: FloatArray = field(default_factory=lambda: _STEADY)
+    rate_shares: FloatArray = field(default_factory=lambda: _STEADY)
+
+    @property
+    def decode_steps(self) -> float:
+        """Mean engine steps after the first token."""
+        return max(self.outputs.mean - 1.0, 1e-3)
+
+    @property
+    def context_tokens(self) -> float:
+        """Mean KV tokens of a decoding request: met at random, so weighted by how long it decodes."""
+        tokens, share = self.outputs.tokens, self.outputs.share
+        return self.prompts.mean + float(tokens**2 @ share) / (2.0 * self.outputs.mean)
+
+
+def lengths(tokens: npt.ArrayLike, most: int = 64) -> Prompts:
+    """A sample of lengths as at most `most` values of equal probability."""
+    values = np.sort(np.asarray(tokens, dtype=np.float64))
+    if not len(values) or not (values[0] >= 0.0 and values[-1] < np.inf):
+        raise ValueError("lengths must be finite, >= 0 and at least one")
+    parts = np.array_split(values, min(most, len(values)))
+    share = np.array([len(part) for part in parts]) / len(values)
+    return Prompts(np.array([part.mean() for part in parts]), share)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Latency:
+    """Probabilities over logarithmic bins of seconds; the last one stands for never."""
+
+    mass: FloatArray
+
+    @classmethod
+    def of(cls, seconds: FloatArray, share: FloatArray) -> Latency:
+        """From values and their weights, of one shape; weights need not sum to 1."""
+        safe = np.clip(seconds, LOWEST_S, LOWEST_S * 10.0**DECADES * 0.999)
+        place = np.ceil(np.log10(safe / LOWEST_S) * PER_DECADE).astype(np.intp)
+        mass = np.bincount(np.minimum(place, BINS - 1), share, BINS)
+        return cls(mass / max(mass.sum(), 1e-300))
+
+    @classmethod
+    def mixed(cls, parts: list[Latency], weights: FloatArray) -> Latency:
+        """The mixture of several, weights summing to 1."""
+        return cls(np.asarray(np.sum([w * p.mass for p, w in zip(parts, weights, strict=True)], axis=0)))
+
+    def quantile(self, level: float) -> float:
+        """Seconds that the share `level` stays within, to half a percent; inf where it never comes."""
+        place = int(np.searchsorted(np.cumsum(self.mass), level - 1e-12))
+        return float(_EDGES[place]) if place < BINS - 1 else float("inf")
+
+    def within(self, limit_s: float) -> float:
+        """Share within `limit_s`."""
+        return float(self.mass[: int(np.searchsorted(_EDGES, limit_s, side="right"))].sum())
+
+    @property
+    def mean(self) -> float:
+        """Seconds on average."""
+        return float(self.mass @ _EDGES)
+
+
+NEVER = Latency(np.append(np.zeros(BINS - 1), 1.0))
