@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from later_windows import POLL_S, Steps, by_page, by_step
 from load_phases import Phase, requests
 from plant_model import free_port
+from tap_plugin import plugin_paths
 from vllm_server import (
     CARD,
     MAX_BATCHED_TOKENS,
@@ -29,10 +31,9 @@ from vllm_server import (
 )
 
 from kvwatt import artifact
-from kvwatt.compiled import CompiledModel, compile_model
+from kvwatt.compiled import compile_model
 from kvwatt.profiles import parse_csv
 from kvwatt.state import EngineShape, EngineSnapshot
-from kvwatt.traffic import interval, kv_used_tokens
 from kvwatt_sim.cards import load
 from kvwatt_sim.loadgen import LoadGenerator, LoadOptions
 from kvwatt_sim.nvml.build import build, env_for
@@ -41,13 +42,13 @@ from kvwatt_sim.traces import TraceRequest
 from kvwattd.guard.spawn import spawn_guard
 from kvwattd.profiler.lease import ClockLease
 from kvwattd.telemetry.poller import Poller, new_client
+from kvwattd.telemetry.tap import TapReceiver
+from kvwattd.vllm_plugin.wire import Record
 
 GPU = "GPU-5f1c2b7e-0000-4000-8000-000000000021"
 UNSEEN_MHZ = (1200, 1890)  # between the clocks of the profile
 RATE_PER_S = 1.8
-# A page counts a prompt when it is done, so a window must be long beside the seconds that one takes.
-POLL_S, POLLS_PER_WINDOW = 0.3, 20
-LEAST_RUNNING = 2  # at every look: the engine then never idled in between
+TAP_SOCKET = "tap.sock"
 
 
 def kvwatt(environment: dict[str, str], *arguments: str) -> str:
@@ -57,20 +58,20 @@ def kvwatt(environment: dict[str, str], *arguments: str) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 
 
-def profiled(folder: Path, server: VllmServer, environment: dict[str, str]) -> Path:
-    """A model of this server from a minute and a half of profiling."""
+def profiled(folder: Path, server: VllmServer, environment: dict[str, str], minutes: float) -> Path:
+    """A model of this server from at most so many minutes of profiling."""
     table, model = folder / "profile.csv", folder / "model"
     options = {
         "--url": server.url,
         "--gpu": GPU,
-        "--minutes": "1.6",
+        "--minutes": str(minutes),
         "--clocks": "4",
         "--window": "0.8",
         "--max-num-seqs": str(MAX_NUM_SEQS),
@@ -85,14 +86,22 @@ def profiled(folder: Path, server: VllmServer, environment: dict[str, str]) -> P
     return model
 
 
-async def later_load(
-    server: VllmServer, folder: Path, clock_mhz: int, items: Sequence[TraceRequest]
-) -> list[EngineSnapshot]:
-    """Pages of the server in quick succession while it serves `items` at a locked clock."""
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a server told while it served at one clock."""
+
+    pages: list[EngineSnapshot]
+    records: list[Record]
+
+
+async def later_load(server: VllmServer, folder: Path, clock_mhz: int, items: Sequence[TraceRequest]) -> Seen:
+    """Pages of the server in quick succession, and its tap, while it serves `items` at a locked clock."""
     guard_socket = folder / f"guard-{clock_mhz}.sock"
     child = await spawn_guard(guard_socket, folder / "guard-state.json", [GPU])
     poller = Poller(server.url, 5.0, client=new_client())
-    pages = []
+    seen = Seen([], [])
+    receiver = TapReceiver(folder / TAP_SOCKET, seen.records.append)
+    await receiver.start()
     try:
         async with ClockLease(guard_socket, [GPU]) as lease:
             await lease.set(clock_mhz)
@@ -101,53 +110,46 @@ async def later_load(
             )
             serving = asyncio.create_task(generator.run(time.monotonic()))
             while not serving.done():
-                pages.append(await poller.poll(time.monotonic))
+                seen.pages.append(await poller.poll(time.monotonic))
                 await asyncio.sleep(POLL_S)
             await serving
     finally:
+        receiver.close()
         await poller.close()
         await child.stop()
-    return pages
-
-
-def ratios(model: CompiledModel, pages: Sequence[EngineSnapshot], clock_mhz: int) -> list[float]:
-    """Predicted over observed iterations per second in each window that was busy throughout."""
-    column = model.clocks_mhz.index(clock_mhz)
-    found = []
-    for start in range(0, len(pages) - POLLS_PER_WINDOW, POLLS_PER_WINDOW):
-        inside = pages[start : start + POLLS_PER_WINDOW + 1]
-        if min(page.running for page in inside) < LEAST_RUNNING:
-            continue
-        step = interval(inside[0], inside[-1])
-        batch = np.full(2, np.mean([page.running for page in inside]))
-        kv = np.full(2, np.mean([kv_used_tokens(page) for page in inside]))
-        prompts = inside[-1].ttft_s.count - inside[0].ttft_s.count
-        chunk = min(step.prompt_tokens / max(prompts, 1.0), MAX_BATCHED_TOKENS)
-        plain_s, mixed_s = model.step_time_s(batch, kv, np.array([0.0, chunk]))[:, column]
-        expected_s = step.iterations * plain_s + prompts * (mixed_s - plain_s)
-        found.append(float(step.dt_s / expected_s))
-    return found
+    return seen
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Predicted over observed iterations per second by window, and the factor of the model's 90 % bound."""
+    """Predicted and observed steps by window, the ratios from pages alone, the factor of the 90 % bound."""
 
-    ratios: tuple[float, ...]
+    windows: tuple[Steps, ...]
+    by_page: tuple[float, ...]
     upper_factor: float
 
     @property
-    def mape(self) -> float:
-        """Mean error of predicted IPS, 0..1."""
-        return float(np.mean(np.abs(np.array(self.ratios) - 1.0)))
+    def by_step(self) -> tuple[float, ...]:
+        """Predicted over observed iterations per second by window, every step with its own load."""
+        return tuple(window.ratio for window in self.windows)
+
+    @property
+    def steps(self) -> int:
+        """Steps in all windows."""
+        return sum(len(window.measured_s) for window in self.windows)
 
     @property
     def covered(self) -> int:
-        """Windows whose time per iteration lay under the bound."""
-        return int(np.sum(np.array(self.ratios) <= self.upper_factor))
+        """Steps that took no longer than the bound."""
+        return sum(window.covered(self.upper_factor) for window in self.windows)
 
 
-async def measure(folder: Path, load_seed: int, load_s: float) -> Measured:
+def mape(ratios: Sequence[float]) -> float:
+    """Mean error of predicted IPS, 0..1."""
+    return float(np.mean(np.abs(np.array(ratios) - 1.0)))
+
+
+async def measure(folder: Path, load_seed: int, load_s: float, minutes: float) -> Measured:
     """Profile and train by the command line, then conversations at clocks in between.
 
     `load_seed` and the next one choose the later load. The caller's environment must let NVML's library
@@ -156,18 +158,31 @@ async def measure(folder: Path, load_seed: int, load_s: float) -> Measured:
     state, python = folder / "gpus.state", vllm_python()
     with SimGpus.create(state, [load(CARD).gpu_spec(GPU)]):
         environment = os.environ | simulated_nvml(folder)
-        model_folder = make_model(python, folder / "tiny")
-        with running(VllmServer(python, model_folder, state, free_port(), folder / "vllm.log")) as server:
-            trained = artifact.load(profiled(folder, server, environment))
-            seen = []
+        with running(_server(python, folder, state)) as server:
+            trained = artifact.load(profiled(folder, server, environment, minutes))
+            windows: list[Steps] = []
+            by_pages: list[float] = []
             for index, clock in enumerate(UNSEEN_MHZ):
                 items = requests((Phase(RATE_PER_S, load_s),), seed=load_seed + index)
-                pages = await later_load(server, folder, clock, items)
-                shape = EngineShape(
-                    pages[0].block_size, pages[0].num_blocks, MAX_NUM_SEQS, MAX_BATCHED_TOKENS
-                )
-                seen += ratios(compile_model(trained, UNSEEN_MHZ, shape), pages, clock)
-    return Measured(tuple(seen), trained.upper_factor)
+                seen = await later_load(server, folder, clock, items)
+                page = seen.pages[0]
+                shape = EngineShape(page.block_size, page.num_blocks, MAX_NUM_SEQS, MAX_BATCHED_TOKENS)
+                model = compile_model(trained, UNSEEN_MHZ, shape)
+                windows += by_step(model, page, seen.records, clock)
+                by_pages += by_page(model, seen.pages, clock)
+    return Measured(tuple(windows), tuple(by_pages), trained.upper_factor)
+
+
+def _server(python: Path, folder: Path, state: Path) -> VllmServer:
+    return VllmServer(
+        python,
+        make_model(python, folder / "tiny"),
+        state,
+        free_port(),
+        folder / "vllm.log",
+        environment={"KVWATT_TAP_SOCKET": str(folder / TAP_SOCKET)},
+        paths=plugin_paths(folder),
+    )
 
 
 def simulated_nvml(folder: Path) -> dict[str, str]:
