@@ -6,12 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from kvwatt.policy import PolicyParams
 from kvwatt_sim.day.server import Clocks, Kind
 from kvwatt_sim.day.setting import Setting
 from kvwatt_sim.replay.controller import Controller, FixedClock
-from kvwatt_sim.replay.kvwatt_controller import KvwattController
-from kvwatt_sim.replay.models import compiled_model
 from kvwatt_sim.replay.plant import VirtualPlant
 from kvwatt_sim.replay.rivals.throttllem import ThrottLLeM
 from kvwatt_sim.replay.scenario import Case
@@ -34,18 +31,6 @@ class Plain:
 
     def resumed(self, now_s: float, restarted: bool) -> None:
         pass
-
-
-class Kvwatt(KvwattController):
-    """The daemon's own code for one instance. What it learned survives a start, as in the daemon."""
-
-    def resumed(self, now_s: float, restarted: bool) -> None:
-        if now_s == 0.0:
-            return
-        self._ticks = 0  # page and readings come at once
-        self.run.on_applied(None, now_s)
-        if restarted:
-            self.run.observation.estimator.restart()
 
 
 class Scheduled:
@@ -74,21 +59,6 @@ def throttllem(setting: Setting) -> Maker:
     def make(kind: Kind) -> Clocks:
         return Plain(
             ThrottLLeM(Case(kind.card, kind.clocks_mhz, kind.shape, (), setting.promises, setting.until_s))
-        )
-
-    return make
-
-
-def kvwatt(setting: Setting) -> Maker:
-    """kvwatt with its usual settings and a model trained on the plant's profile."""
-
-    def make(kind: Kind) -> Clocks:
-        return Kvwatt(
-            kind.card,
-            kind.shape,
-            compiled_model(kind.card, kind.clocks_mhz, kind.shape),
-            setting.promises.slo,
-            PolicyParams(reaction_s=0.8),
         )
 
     return make
