@@ -36,6 +36,10 @@ class Router(Protocol):
     def name(self) -> str:
         """`haproxy`, `http-sd`, `hooks` or `none`."""
 
+    @property
+    def counts_sessions(self) -> bool:
+        """Whether `sessions` is part of a drain; False: the engine's own counts must do."""
+
     async def admit(self, member: str) -> None:
         """Take into service. Only the scaler calls it, after the engine said that it is up and awake."""
 
@@ -59,6 +63,7 @@ class NoRouter:
     """
 
     name = "none"
+    counts_sessions = False
 
     async def admit(self, member: str) -> None:
         """Nothing to do."""

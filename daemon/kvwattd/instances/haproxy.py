@@ -1,0 +1,163 @@
+"""HAProxy as the router, through its runtime socket.
+
+A withdrawal sets the server to `drain`, and to `maint` once it has no session left: drain lets requests with
+a persistence cookie through, maintenance may cut sessions that still run (`on-marked-down
+shutdown-sessions`). Every order is confirmed by reading the state back. The runtime state is lost with the
+process, so the scaler compares it at every step; the servers should be `disabled` in the configuration, so that a restarted HAProxy
+sends nothing to what sleeps until then (deploy/haproxy/).
+
+With a master socket (`-W -S`) every worker is told, those of before a reload too: they may still have
+connections of clients on which new requests come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kvwattd.instances.haproxy_socket import CONFIGURED_OUT, HaproxySocket, ServerState
+from kvwattd.instances.router import RouterError
+
+log = logging.getLogger(__name__)
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.:-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class HaproxySettings:
+    """Where HAProxy is and what it calls our members.
+
+    Args:
+        sockets: runtime sockets (`stats socket PATH level admin`); several HAProxys are told the same.
+        backend: name of the backend in HAProxy's configuration.
+        servers: member -> server name there.
+        masters: master sockets instead of, or besides, `sockets`.
+        timeout_s: deadline of one command.
+    """
+
+    sockets: Sequence[Path]
+    backend: str
+    servers: Mapping[str, str]
+    masters: Sequence[Path] = ()
+    timeout_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.sockets and not self.masters:
+            raise ValueError("haproxy: needs at least one runtime or master socket")
+        for name in (self.backend, *self.servers.values()):
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"haproxy: {name!r} is no name of a backend or server (letters, digits, _.:-)"
+                )
+
+
+class HaproxyRouter:
+    """All HAProxys of the configuration as one router: in service in one is in service."""
+
+    name = "haproxy"
+    counts_sessions = True
+
+    def __init__(self, settings: HaproxySettings) -> None:
+        self._settings = settings
+        self._sockets = [HaproxySocket(path, settings.timeout_s) for path in settings.sockets]
+        self._masters = [HaproxySocket(path, settings.timeout_s) for path in settings.masters]
+        self._told: set[str] = set()
+
+    async def admit(self, member: str) -> None:
+        """`ready` everywhere but in workers that are on their way out; confirmed."""
+        server = self._server(member)
+        sockets = [*self._sockets, *(await self._workers(newest_only=True))]
+        for socket in sockets:
+            await socket.order(f"set server {self._settings.backend}/{server} state ready")
+            if (await self._state(socket, server)).out:
+                raise RouterError("unconfirmed", f"{socket.path}: {server} is not ready though told so")
+
+    async def withdraw(self, member: str) -> None:
+        """`drain`, or `maint` where it has no session; every process is told even if one does not answer."""
+        server = self._server(member)
+        sockets = await self._everywhere()
+        results = await asyncio.gather(
+            *(self._withdraw(socket, server) for socket in sockets), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def sessions(self, member: str) -> int | None:
+        """Established and queued, of all processes together; None where one does not tell."""
+        server = self._server(member)
+        states = await asyncio.gather(*(self._state(socket, server) for socket in await self._everywhere()))
+        counts = [state.sessions for state in states]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    async def admitted(self) -> frozenset[str] | None:
+        """Members that are in service in any process; None where one cannot be asked."""
+        try:
+            sockets = await self._everywhere()
+            found = await asyncio.gather(*(s.servers(self._settings.backend) for s in sockets))
+        except RouterError as error:
+            log.debug("haproxy: %s", error)
+            return None
+        self._advise(found)
+        return frozenset(
+            member
+            for member, server in self._settings.servers.items()
+            if any(server in servers and not servers[server].out for servers in found)
+        )
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    def _server(self, member: str) -> str:
+        try:
+            return self._settings.servers[member]
+        except KeyError as error:
+            raise RouterError("unknown-member", f"no server is configured for {member!r}") from error
+
+    async def _everywhere(self) -> list[HaproxySocket]:
+        return [*self._sockets, *(await self._workers())]
+
+    async def _workers(self, newest_only: bool = False) -> list[HaproxySocket]:
+        found = []
+        for master in self._masters:
+            pids = await master.workers()
+            found += [master.worker(pid) for pid in (pids[:1] if newest_only else pids)]
+        return found
+
+    async def _withdraw(self, socket: HaproxySocket, server: str) -> None:
+        order = f"set server {self._settings.backend}/{server} state "
+        if not (await self._state(socket, server)).out:
+            await socket.order(order + "drain")
+        state = await self._state(socket, server)
+        if state.sessions == 0 and not state.maintenance:
+            await socket.order(order + "maint")
+            state = await self._state(socket, server)
+        if not state.out:
+            raise RouterError(
+                "unconfirmed", f"{socket.path}: {server} is still in service though told to drain"
+            )
+
+    async def _state(self, socket: HaproxySocket, server: str) -> ServerState:
+        servers = await socket.servers(self._settings.backend)
+        if server not in servers:
+            detail = f"{socket.path}: backend {self._settings.backend} has no server {server!r}"
+            raise RouterError("unknown-member", detail)
+        return servers[server]
+
+    def _advise(self, found: Sequence[Mapping[str, ServerState]]) -> None:
+        """Say once of each server that a restarted HAProxy would send to it before we can say no."""
+        ours = set(self._settings.servers.values())
+        for servers in found:
+            for name in ours & set(servers) - self._told:
+                self._told.add(name)
+                if not servers[name].admin & CONFIGURED_OUT:
+                    log.warning(
+                        "haproxy: %s is not `disabled` in the configuration: after a restart of HAProxy it "
+                        "gets requests, asleep or not, until the next step",
+                        name,
+                    )
