@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
+
+FINE = 257  # rates of the table of best watts
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class CapacityTable:
     rates_per_s: FloatArray
     watts: FloatArray
     max_rates_per_s: FloatArray
+    _fine_per_s: FloatArray = field(init=False, repr=False)
+    _fine_w: FloatArray = field(init=False, repr=False)  # at the best clock
 
     def __post_init__(self) -> None:
         n, m = len(self.rates_per_s), len(self.clocks_mhz)
@@ -44,6 +47,9 @@ class CapacityTable:
         for name, values in (("watts", self.watts), ("max_rates_per_s", self.max_rates_per_s)):
             if not np.all(np.isfinite(values)) or np.any(values < 0.0):
                 raise ValueError(f"{name} must be finite and >= 0")
+        fine = np.linspace(0.0, float(self.rates_per_s[-1]), FINE)
+        object.__setattr__(self, "_fine_per_s", fine)
+        object.__setattr__(self, "_fine_w", self._best(fine)[0])
 
     @property
     def max_rate_per_s(self) -> float:
@@ -54,15 +60,21 @@ class CapacityTable:
         """Largest rate kept at one clock. Raises ValueError for a clock not listed."""
         return float(self.max_rates_per_s[self.clocks_mhz.index(clock_mhz)])
 
-    def at(self, rate_per_s: float, needed_per_s: float | None = None) -> CapacityPoint:
-        """Best clock at a rate: least watts among those that keep every promise up to `needed_per_s`
-        (the rate itself by default); the clock of the largest rate where none does."""
+    def at(self, rate_per_s: float) -> CapacityPoint:
+        """Best clock at a rate: least watts that keeps every promise; the most able one where none does."""
         if not rate_per_s >= 0.0:
             raise ValueError(f"rate_per_s must be >= 0, got {rate_per_s}")
-        needed = rate_per_s if needed_per_s is None else max(needed_per_s, rate_per_s)
-        keeps = self.max_rates_per_s >= needed
-        power = np.array([np.interp(rate_per_s, self.rates_per_s, column) for column in self.watts.T])
-        best = int(np.argmin(np.where(keeps, power, np.inf)))
-        if not keeps.any():
-            best = int(np.argmax(self.max_rates_per_s))
-        return CapacityPoint(self.clocks_mhz[best], float(power[best]), bool(keeps.any()))
+        power, clock = self._best(np.array([rate_per_s]))
+        keeps = rate_per_s <= self.max_rate_per_s
+        return CapacityPoint(self.clocks_mhz[int(clock[0])], float(power[0]), keeps)
+
+    def watts_at(self, rates_per_s: FloatArray) -> FloatArray:
+        """Watts at the best clock for many rates, from a fine table: same shape."""
+        return np.interp(rates_per_s, self._fine_per_s, self._fine_w)
+
+    def _best(self, rates: FloatArray) -> tuple[FloatArray, npt.NDArray[np.intp]]:
+        power = np.stack([np.interp(rates, self.rates_per_s, column) for column in self.watts.T])
+        keeps = self.max_rates_per_s[:, None] >= rates
+        best = np.argmin(np.where(keeps, power, np.inf), axis=0)
+        best = np.where(keeps.any(axis=0), best, int(np.argmax(self.max_rates_per_s)))
+        return power[best, np.arange(len(rates))], best

@@ -111,7 +111,7 @@ class RateOutlook(Protocol):
         """Expected rate of arrivals per second `horizon_s` from now."""
 
     def quantile_per_s(self, level: float, horizon_s: float) -> float:
-        """Rate that the traffic stays below until `horizon_s` from now with probability `level`."""
+        """Rate that the traffic is below with probability `level`, `horizon_s` from now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,8 @@ class PoolPlan:
     actions: tuple[PoolAction, ...]
     reason: str
     memory: PlanMemory
-    expected_w: float = 0.0  # of the whole pool at the desired number
+    expected_w: float = 0.0  # of the whole pool at the desired number, at the expected rate
+    clocks_mhz: Mapping[str, int] = field(default_factory=dict)  # best at that number, per kind wanted
 
 
 @dataclass(frozen=True, slots=True)
