@@ -21,6 +21,7 @@ from kvwatt_sim.server.options import Options, parse_args
 from kvwatt_sim.server.page import PageShape
 from kvwatt_sim.server.plant import EnginePlant
 from kvwatt_sim.server.protocol import Limits
+from kvwatt_sim.server.sleeping import Sleeper, SleepTimes
 
 STOP_TIMEOUT_S = 1
 MEMORY_SHARE = 0.9  # of each GPU, as vLLM takes for itself
@@ -67,7 +68,9 @@ def _max_model_len(options: Options, card: Card, shape: EngineShape) -> int:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        listener = socket.create_server((host, port), backlog=512)
+        listener = socket.socket(socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))  # as vLLM: taken at once, and deaf until the model is loaded
     except (OSError, OverflowError) as error:
         raise ValueError(f"--host {host} --port {port}: {error}") from error
     # Accepted sockets inherit it; without it tokens wait up to 40 ms for a delayed acknowledgement.
@@ -85,9 +88,17 @@ async def _serve(
 ) -> None:
     page_shape = PageShape(options.model_name, engine.shape, max_model_len, options.metrics_layout)
     plant = EnginePlant(engine, card, gpus, page_shape, options.time_scale)
+    held_bytes = int(MEMORY_SHARE * card.memory_total_bytes)
+
+    def hold(share: float) -> None:
+        gpus.hold_memory(os.getpid(), int(share * held_bytes))
+
+    times = SleepTimes(options.sleep_s, options.wake_s, options.reload_s)
+    sleeper = Sleeper(plant, times, hold) if options.dev_mode else None
     server = uvicorn.Server(
         uvicorn.Config(
-            build_app(plant, Limits(options.model_name, max_model_len)),
+            build_app(plant, Limits(options.model_name, max_model_len), sleeper),
+            backlog=512,
             http="h11",
             loop="asyncio",
             lifespan="off",
@@ -96,17 +107,18 @@ async def _serve(
             timeout_graceful_shutdown=STOP_TIMEOUT_S,
         )
     )
+    hold(1.0)
+    await asyncio.sleep(options.start_s)  # SIGTERM ends it here, as it ends a vLLM that still loads
     # uvicorn raises the signal again when it has shut down; the rest of this function must still run.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    gpus.hold_memory(os.getpid(), int(MEMORY_SHARE * card.memory_total_bytes))
     running = asyncio.create_task(plant.run())
     running.add_done_callback(lambda _: setattr(server, "should_exit", True))
     ready = asyncio.create_task(_announce(server, listener))
     await server.serve(sockets=[listener])
     for task in (ready, running):
         task.cancel()
-    gpus.hold_memory(os.getpid(), 0)
+    hold(0.0)
     outcomes = await asyncio.gather(ready, running, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, Exception):

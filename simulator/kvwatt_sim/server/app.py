@@ -6,9 +6,9 @@ import asyncio
 import time
 import uuid
 from http import HTTPStatus
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import FastAPI, Query, Response
+from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.requests import Request
@@ -18,18 +18,21 @@ from kvwatt_sim.server.answer import Answered, CompletionAnswer
 from kvwatt_sim.server.faults import MetricsFault, Mode, distort
 from kvwatt_sim.server.plant import EnginePlant, PauseMode
 from kvwatt_sim.server.protocol import ApiError, Limits
+from kvwatt_sim.server.sleeping import Sleeper, attach_sleep
 
 VLLM_VERSION = "0.32.0"
 OUTPUT_TOKENS_HEADER = "x-output-tokens"
 COMPLETIONS = "/v1/completions"
 
 
-def build_app(plant: EnginePlant, limits: Limits) -> FastAPI:
-    """The whole HTTP face of one simulated server."""
+def build_app(plant: EnginePlant, limits: Limits, sleeper: Sleeper | None) -> FastAPI:
+    """The whole HTTP face of one simulated server; without `sleeper` no development mode."""
     app = FastAPI(title="simulated vLLM", version=VLLM_VERSION, openapi_url=None)
     _Completions(plant, limits).attach(app)
-    _attach_state(app, plant, limits)
-    _attach_pauses(app, plant)
+    _attach_state(app, plant, limits, sleeper)
+    if sleeper is not None:
+        attach_sleep(app, sleeper)
+        _attach_pauses(app, plant)
     _Metrics(plant).attach(app)
     return app
 
@@ -77,7 +80,7 @@ def _header_hint(raw: Request) -> int | None:
     return int(text)
 
 
-def _attach_state(app: FastAPI, plant: EnginePlant, limits: Limits) -> None:
+def _attach_state(app: FastAPI, plant: EnginePlant, limits: Limits, sleeper: Sleeper | None) -> None:
     started = int(time.time())
 
     @app.get("/health")
@@ -95,7 +98,8 @@ def _attach_state(app: FastAPI, plant: EnginePlant, limits: Limits) -> None:
 
     @app.get("/_sim/status")
     async def status() -> dict[str, float]:
-        return {"steps": plant.steps, "dropped_s": plant.dropped_s}
+        loaded = sleeper is None or sleeper.weights_loaded
+        return {"steps": plant.steps, "dropped_s": plant.dropped_s, "weights_loaded": loaded}
 
     @app.get("/v1/models")
     async def models() -> dict[str, object]:
@@ -113,22 +117,6 @@ def _attach_state(app: FastAPI, plant: EnginePlant, limits: Limits) -> None:
 
 
 def _attach_pauses(app: FastAPI, plant: EnginePlant) -> None:
-    @app.post("/sleep")
-    async def sleep(
-        level: Annotated[int, Query(ge=0, le=2)] = 1, mode: PauseMode = PauseMode.ABORT
-    ) -> dict[str, object]:
-        await plant.sleep(level, mode)
-        return {"status": "sleeping", "level": level}
-
-    @app.post("/wake_up")
-    async def wake_up() -> dict[str, object]:
-        plant.wake_up()
-        return {"status": "awake", "tags": None}
-
-    @app.get("/is_sleeping")
-    async def is_sleeping() -> dict[str, bool]:
-        return {"is_sleeping": plant.asleep}
-
     @app.post("/pause")
     async def pause(mode: PauseMode = PauseMode.ABORT) -> dict[str, Literal["paused"]]:
         await plant.pause(mode)

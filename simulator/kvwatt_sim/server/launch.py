@@ -33,7 +33,10 @@ class ServerStartError(RuntimeError):
 
 
 class SimServer:
-    """One server process. `options` are command line options: `max_num_seqs=8` is `--max-num-seqs 8`."""
+    """One server process. `options` are command line options: `max_num_seqs=8` is `--max-num-seqs 8`.
+
+    A switch is given as True.
+    """
 
     def __init__(
         self,
@@ -174,7 +177,8 @@ class SimServer:
         fixed = {"card": self.card, "state": state, "gpu": ",".join(map(str, self.gpus)), "port": self.port}
         command = [sys.executable, "-m", "kvwatt_sim.server"]
         for name, value in (fixed | self._options).items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
+            option = f"--{name.replace('_', '-')}"
+            command += [option] if value is True else [option, str(value)]
         return command
 
     def _read_port(self, process: subprocess.Popen[bytes]) -> int:

@@ -34,7 +34,11 @@ Misbehaviour for tests: POST /_sim/metrics with {"mode": MODE, ...}
   missing_labels  vllm: series without engine and model_name
 "reset_counters": true, in any mode, starts all counters again at zero, as a restarted engine does.
 
-GET /_sim/status: engine steps so far, and "dropped_s", the time by which the host failed to keep up.
+POST /_sim/sleep with {"sleep": HOW, "wake_up": HOW, "reload_weights": HOW}: the calls of vLLM's sleep mode
+are ok, refused (500, nothing done), half (500, half done), lost (500, all done) or hang.
+
+GET /_sim/status: engine steps so far, "dropped_s", the time by which the host failed to keep up, and
+"weights_loaded", false while answers would be nonsense (awake after a sleep of level 2, weights not loaded).
 """
 
 
@@ -56,6 +60,11 @@ class Options:
     prefix_hit_ratio: float = 0.0
     time_scale: float = 1.0
     metrics_layout: Layout = Layout.V0_32
+    dev_mode: bool = True
+    start_s: float = 0.0
+    sleep_s: float = 0.0
+    wake_s: float = 0.0
+    reload_s: float = 0.0
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> Options:
@@ -69,6 +78,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
     _add_plant(parser)
     _add_engine(parser)
     _add_face(parser)
+    _add_sleep(parser)
     return Options(**vars(parser.parse_args(arguments)))
 
 
@@ -121,6 +131,19 @@ def _add_face(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_sleep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-dev-mode", dest="dev_mode", action="store_false", help="without /sleep, /wake_up and the like"
+    )
+    for name, what in (
+        ("start", "loading the model: the port is taken and refuses connections"),
+        ("sleep", "falling asleep"),
+        ("wake", "waking up"),
+        ("reload", "loading the weights again after a sleep of level 2"),
+    ):
+        parser.add_argument(f"--{name}-s", type=_seconds, default=0.0, help=f"seconds of {what}")
+
+
 def _gpus(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
@@ -138,6 +161,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r}: a finite number above 0 is needed")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: a finite number of seconds, 0 or more, is needed")
     return value
 
 
