@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from kvwatt.state import Slo, SloTarget
 from kvwattd.config_checks import cross_problems
 from kvwattd.config_errors import ConfigError, ConfigProblem, nearest_hint, problems_from
+from kvwattd.config_pool import Argv, PoolConfig, Word
 from kvwattd.config_values import (
     BaseUrl,
     Count,
@@ -46,6 +47,7 @@ __all__ = [
     "Mode",
     "ModelConfig",
     "PolicyConfig",
+    "PoolConfig",
     "RecordConfig",
     "SloConfig",
     "SloTargetConfig",
@@ -162,6 +164,10 @@ class InstanceConfig(_Section):
     stale_after_s: Seconds = 1.5
     max_num_seqs: Count = 256
     max_num_batched_tokens: Count = 2048
+    kind: InstanceName | None = None
+    command: Argv | None = None
+    unit: Word | None = None
+    server: Word | None = None
     slo: SloConfig = SloConfig()
 
 
@@ -184,6 +190,7 @@ class Config(BaseSettings):
     record: RecordConfig = RecordConfig()
     slo: SloConfig = SloConfig()
     policy: PolicyConfig = PolicyConfig()
+    pool: PoolConfig = PoolConfig()
     instance: Annotated[tuple[InstanceConfig, ...], Field(min_length=1)]
 
     @classmethod

@@ -39,6 +39,7 @@ def change_between(running: Config, wanted: Config) -> ConfigChange:
     if problems:
         told = "together with what takes effect only after a restart: restart kvwatt instead of reloading it"
         raise ConfigError([ConfigProblem(p.key, p.value, f"{p.accepted}; {told}") for p in problems])
+    _refuse_changed_pool(running, wanted)
     before, after = _settings(running), _settings(wanted)
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     keys = _shortened(keys, running, wanted)
@@ -53,6 +54,20 @@ def change_between(running: Config, wanted: Config) -> ConfigChange:
         admitted=tuple(item for item in wanted.instances if item.name not in names),
         kept=kept,
     )
+
+
+def _refuse_changed_pool(running: Config, wanted: Config) -> None:
+    """Members of a pool come and go only with a restart: their starts and drains are under way. Raises."""
+    if not running.pool.enabled:
+        return
+    old = {item.name: item for item in running.instances}
+    new = {item.name: item for item in wanted.instances}
+    for name in sorted(old.keys() | new.keys()):
+        if name not in old or name not in new or not _same(old[name], new[name]):
+            told = (
+                "as it is: with pool.enabled an instance comes, goes or changes only with a restart of kvwatt"
+            )
+            raise ConfigError([ConfigProblem("instance", name, told)])
 
 
 def _merged(running: Config, wanted: Config) -> Config:

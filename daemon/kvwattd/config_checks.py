@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from kvwatt.state import Slo
+from kvwattd.config_checks_pool import pool_problems
 from kvwattd.config_errors import ConfigProblem
 from kvwattd.config_values import is_loopback
 
@@ -19,6 +20,7 @@ def cross_problems(config: Config) -> Iterable[ConfigProblem]:
     yield from _api_problems(config)
     yield from _instance_problems(config)
     yield from _ownership_problems(config)
+    yield from pool_problems(config)
 
 
 def _api_problems(config: Config) -> Iterable[ConfigProblem]:

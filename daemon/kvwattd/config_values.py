@@ -91,3 +91,5 @@ BaseUrl = Annotated[str, AfterValidator(_base_url)]
 JSON_NUMBER = BeforeValidator(_no_text)  # JSON has numbers; the environment has only text
 SocketPath = Annotated[Path, AfterValidator(_socket_path)]
 FileMode = Annotated[str, Field(pattern=r"^0[0-7]{3}$")]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NUMBER]
+Watts = Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False), _NUMBER]

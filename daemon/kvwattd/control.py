@@ -16,12 +16,15 @@ from kvwattd.api.schemas import (
     DecisionView,
     HealthView,
     InstanceView,
+    ManualScaleRequest,
+    ManualScaleView,
     ModelVersionsView,
     ModelView,
     ModeSetView,
     ModeView,
     OverrideRequest,
     OverrideView,
+    PoolView,
     ReadyView,
     ReloadView,
     RollbackRequest,
@@ -33,8 +36,12 @@ from kvwattd.api.schemas import (
 from kvwattd.api.tokens import TokenFile
 from kvwattd.config import ConfigError, Mode
 from kvwattd.instance import InstanceRuntime, Override
+from kvwattd.instances.http_sd import Listed
 from kvwattd.loop import Daemon
 from kvwattd.model_versions import VersionError, VersionStore
+from kvwattd.pool.manual import ManualScale
+from kvwattd.pool.task import Pool
+from kvwattd.pool.views import pool_view
 from kvwattd.regime import Regime
 from kvwattd.reload import Reloader
 from kvwattd.version import kvwatt_version
@@ -79,6 +86,7 @@ class Control:
             settings=self.settings(),
             config=self.config_state(),
             security=security_view(self._access),
+            pool=self.pool(),
             instances=self.instances(),
         )
 
@@ -181,6 +189,34 @@ class Control:
 
     def clear_override(self, instance: str) -> None:
         self._run(instance).override = None
+
+    def pool(self) -> PoolView:
+        pool, now_s = self._daemon.pool, self._daemon.now()
+        return PoolView() if pool is None else pool_view(pool, now_s, self._unix)
+
+    def set_scale(self, request: ManualScaleRequest, who: str) -> ManualScaleView:
+        pool, params = self._pool(), self._pool().params
+        if self._daemon.mode is not Mode.ACTIVE:
+            raise Rejected("it would start and stop instances", "mode active", "mode", self._daemon.mode)
+        if not params.minimum <= request.instances <= params.maximum:
+            told = f"{params.minimum} (pool.minimum) to {params.maximum} (pool.maximum)"
+            raise Rejected("out of the pool's bounds", told, "instances", request.instances)
+        now_s = self._daemon.now()
+        pool.set_manual(ManualScale(request.instances, now_s + request.duration_s, who))
+        return ManualScaleView(instances=request.instances, left_s=request.duration_s, by=who)
+
+    def clear_scale(self) -> None:
+        if self._daemon.pool is not None:
+            self._daemon.pool.set_manual(None)
+
+    def targets(self) -> tuple[Listed, ...] | None:
+        return self._pool().targets()
+
+    def _pool(self) -> Pool:
+        pool = self._daemon.pool
+        if pool is None:
+            raise Rejected("there is no pool", "pool.enabled = true in the configuration")
+        return pool
 
     def model(self, instance: str) -> ModelView:
         view = self._daemon.models.view(self._run(instance))

@@ -32,6 +32,7 @@ from kvwattd.model_versions import VersionStore
 from kvwattd.models import Models
 from kvwattd.observation import Observation
 from kvwattd.polling import Polling
+from kvwattd.pool.build import build
 from kvwattd.recording.day import Recording
 from kvwattd.refits import Refits
 from kvwattd.sdnotify import notify
@@ -76,6 +77,7 @@ class Daemon:
         self.samples = SampleLog(config.daemon.state_dir / "samples")
         self.polling = Polling(now, self.learners, self.samples, self.recording)
         self.gpus = Gpus(self.runs, self.recording, self.guard_child)
+        self.pool = build(config, self.runs, now, self._rest_mhz, acting=self.mode is Mode.ACTIVE)
         self.tap = TapReceiver(config.tap.socket, self._on_record) if config.tap.socket else None
 
     def _store(self, name: str) -> VersionStore:
@@ -121,6 +123,8 @@ class Daemon:
             jobs.append(self._tap(self.tap))
         if self.guard_child is not None:
             jobs.append(self.guard_child.run())
+        if self.pool is not None:
+            jobs.append(self.pool.run())
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(_forever(job)) for job in jobs]
@@ -159,10 +163,15 @@ class Daemon:
         self.models.forget(name)
 
     def set_mode(self, mode: Mode) -> None:
-        """Change the mode; leaving `active` drops the guard connection, which restores the clocks."""
+        """Change the mode; leaving `active` drops the guard connection, which restores the clocks.
+
+        Instances stay as they are: a pool goes on looking and begins nothing.
+        """
         if mode is not self.mode:
             log.info("mode: %s -> %s", self.mode, mode)
         self.mode = mode
+        if self.pool is not None:
+            self.pool.scaler.acting = mode is Mode.ACTIVE
 
     def tick_age_s(self) -> float | None:
         return self.now() - self._last_tick_s if self._last_tick_s is not None else None
@@ -180,6 +189,10 @@ class Daemon:
         low = max(policy.floor_mhz or 0, hello.min_mhz if hello else 0)
         high = min(policy.ceiling_mhz or 1_000_000, hello.max_mhz if hello else 1_000_000)
         return tuple(sorted(clock for clock in common if low <= clock <= high))
+
+    def _rest_mhz(self, run: InstanceRuntime) -> int | None:
+        """The lowest clock that may be asked of a sleeping engine's GPUs."""
+        return min(self.permitted_clocks(run), default=None)
 
     async def _ticks(self) -> None:
         due_s = self.now()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fake_pool import pool_view
+
 from kvwatt.state import Binding, Decision, Forecast, Metric, Slo, SloTarget
 from kvwattd.api.ports import Rejected, UnknownInstance
 from kvwattd.api.schemas import (
@@ -14,6 +16,8 @@ from kvwattd.api.schemas import (
     GuardView,
     HealthView,
     InstanceView,
+    ManualScaleRequest,
+    ManualScaleView,
     ModelVersionsView,
     ModelVersionView,
     ModelView,
@@ -21,6 +25,7 @@ from kvwattd.api.schemas import (
     ModeView,
     OverrideRequest,
     OverrideView,
+    PoolView,
     ProjectionView,
     ReadyView,
     RefitView,
@@ -35,6 +40,7 @@ from kvwattd.api.schemas import (
     TelemetryView,
 )
 from kvwattd.config import Mode
+from kvwattd.instances.http_sd import Listed
 from kvwattd.regime import Regime
 
 UUID = "GPU-00000000-0000-0000-0000-000000000001"
@@ -56,6 +62,9 @@ class FakePlane:
         self.alive = True
         self.statuses = 0
         self.serving, self.held = 2, False
+        self.pooled = True
+        self.scale_by_hand: ManualScaleView | None = None
+        self.listed: tuple[Listed, ...] | None = (Listed("chat", "tp1", "http://127.0.0.1:8000"),)
 
     def _known(self, instance: str) -> None:
         if instance not in self.slo_views:
@@ -71,6 +80,7 @@ class FakePlane:
             ticks_skipped_total=1,
             decision_duration=DurationView(bounds_s=(0.001, 0.01), cumulative=(3, 4), sum_s=0.02, count=5),
             guard=GuardView(state="connected", version="1", lease_s=2.0, lease_left_s=1.5),
+            pool=self.pool(),
             instances=self.instances(),
         )
 
@@ -142,6 +152,23 @@ class FakePlane:
     def clear_override(self, instance: str) -> None:
         self._known(instance)
         self.by_hand = None
+
+    def pool(self) -> PoolView:
+        return pool_view(self.scale_by_hand) if self.pooled else PoolView()
+
+    def set_scale(self, request: ManualScaleRequest, who: str) -> ManualScaleView:
+        if not 1 <= request.instances <= 4:
+            raise Rejected("out of the pool's bounds", "1 to 4", "instances", request.instances)
+        self.scale_by_hand = ManualScaleView(instances=request.instances, left_s=request.duration_s, by=who)
+        return self.scale_by_hand
+
+    def clear_scale(self) -> None:
+        self.scale_by_hand = None
+
+    def targets(self) -> tuple[Listed, ...] | None:
+        if not self.pooled:
+            raise Rejected("there is no pool", "pool.enabled = true in the configuration")
+        return self.listed
 
     def model(self, instance: str) -> ModelView:
         self._known(instance)

@@ -41,6 +41,16 @@ UNITLESS = (
     "kvwatt_override_active",
     "kvwatt_gpu_clock_held",
     "kvwatt_gpu_clock_event",
+    *(
+        f"kvwatt_instances_{status}"
+        for status in ["desired", "ready", "starting", "draining", "asleep", "stopped", "failed", "unknown"]
+    ),
+    "kvwatt_instance_capacity_requests",
+    "kvwatt_pool_acting",
+    "kvwatt_pool_fault",
+    "kvwatt_pool_manual",
+    "kvwatt_pool_plan_state",
+    "kvwatt_forecast_requests",
 )
 NOT_BASE = re.compile(r"_(ms|us|milliseconds|minutes|mhz|megahertz|mj|mw|kwh|wh|percent|perc|bytes_kb)(_|$)")
 

@@ -6,7 +6,7 @@ asynchronous ones, which leave the disk to a thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from kvwattd.api.schemas import (
@@ -14,11 +14,14 @@ from kvwattd.api.schemas import (
     DecisionView,
     HealthView,
     InstanceView,
+    ManualScaleRequest,
+    ManualScaleView,
     ModelVersionsView,
     ModelView,
     ModeView,
     OverrideRequest,
     OverrideView,
+    PoolView,
     ReadyView,
     ReloadView,
     RollbackRequest,
@@ -26,6 +29,7 @@ from kvwattd.api.schemas import (
     SloView,
     StatusView,
 )
+from kvwattd.instances.http_sd import Listed
 
 
 class UnknownInstance(Exception):  # noqa: N818 (a fact about the request, not a fault of the program)
@@ -89,6 +93,17 @@ class ControlPlane(Protocol):
 
     def clear_override(self, instance: str) -> None:
         """Back to automatic; no effect when there is no override."""
+
+    def pool(self) -> PoolView: ...
+
+    def set_scale(self, request: ManualScaleRequest, who: str) -> ManualScaleView:
+        """So many instances for a limited time. Raises Rejected without a pool, or out of bounds."""
+
+    def clear_scale(self) -> None:
+        """Back to automatic; no effect when nothing was set by hand."""
+
+    def targets(self) -> Sequence[Listed] | None:
+        """Where requests may be sent now; None while that is not known. Raises Rejected without a pool."""
 
     def model(self, instance: str) -> ModelView: ...
 

@@ -13,13 +13,17 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kvwattd.api.schemas import DurationView, StatusView
-from kvwattd.api.series import GPU_SERIES, INSTANCE_SERIES, STATUS_SERIES, Series
+from kvwattd.api.schemas import DurationView, PoolView, StatusView
+from kvwattd.api.series import GPU_SERIES, INSTANCE_SERIES, POOL_SERIES, STATUS_SERIES, Series
 
 T = TypeVar("T")
 DURATION = (
     "kvwatt_decision_duration_seconds",
     "Time to decide for one instance, from projection to clock, in seconds.",
+)
+START = (
+    "kvwatt_instance_start_duration_seconds",
+    "Time from the order to start or wake until in service, in seconds.",
 )
 Labelled = Sequence[tuple[tuple[str, ...], T]]
 
@@ -40,6 +44,8 @@ class StatusCollector(Collector):
         gpus = [((view.name, gpu.uuid), gpu) for view in status.instances for gpu in view.gpus]
         yield from (_render(series, (), [((), status)]) for series in STATUS_SERIES)
         yield _durations(status.decision_duration)
+        yield from (_render(series, (), [((), status)]) for series in POOL_SERIES)
+        yield _start_times(status.pool)
         yield from (_render(series, ("instance",), instances) for series in INSTANCE_SERIES)
         yield from (_render(series, ("instance", "gpu"), gpus) for series in GPU_SERIES)
 
@@ -67,3 +73,13 @@ def _durations(view: DurationView) -> Metric:
         buckets=[*buckets, ("+Inf", float(view.count))],
         sum_value=view.sum_s,
     )
+
+
+def _start_times(pool: PoolView) -> Metric:
+    family = HistogramMetricFamily(*START, labels=("kind", "action"))
+    for seen in pool.start_times:
+        buckets = [(repr(b), float(n)) for b, n in zip(seen.bounds_s, seen.cumulative, strict=True)]
+        family.add_metric(
+            [seen.kind, str(seen.action)], [*buckets, ("+Inf", float(seen.count))], sum_value=seen.sum_s
+        )
+    return family

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 
 from kvwattd.api.auth import Access
 from kvwattd.api.ports import ControlPlane, UnknownInstance
+from kvwattd.api.problems import Refused
 from kvwattd.api.schemas import (
     AuditView,
     ConfigStateView,
@@ -16,11 +17,17 @@ from kvwattd.api.schemas import (
     ModelVersionsView,
     ModelView,
     ModeView,
+    PoolView,
+    ProblemView,
     SettingsView,
     SloView,
     StatusView,
+    TargetGroupView,
+    TargetsView,
 )
+from kvwattd.instances.http_sd import plain, prometheus_sd
 
+_PROBLEM: dict[str, Any] = {"model": ProblemView, "content": {"application/problem+json": {}}}
 DECISIONS_LIMIT = 1000
 AUDIT_LIMIT = 1000
 
@@ -35,6 +42,7 @@ def reads(plane: ControlPlane) -> APIRouter:
         return plane.status()
 
     _instances(router, plane)
+    _pool(router, plane)
     _settings(router, plane)
     return router
 
@@ -70,6 +78,27 @@ def _instances(router: APIRouter, plane: ControlPlane) -> None:
     ) -> list[DecisionView]:
         """The newest decisions with their reasons, newest first."""
         return plane.decisions(instance, limit)
+
+
+def _pool(router: APIRouter, plane: ControlPlane) -> None:
+    @router.get("/pool")
+    async def pool() -> PoolView:
+        """How many instances run and should, the forecast, the newest plans with their reasons."""
+        return plane.pool()
+
+    @router.get("/pool/targets", responses={409: _PROBLEM, 503: _PROBLEM})
+    async def targets(
+        form: Annotated[Literal["prometheus", "plain"], Query(alias="format")] = "prometheus",
+    ) -> list[TargetGroupView] | TargetsView:
+        """Instances that requests may be sent to: Prometheus HTTP service discovery, or plain JSON."""
+        listed = plane.targets()
+        if listed is None:
+            raise Refused(
+                503, "who serves is not known yet", "a call a bit later", {"Retry-After": "2"}
+            )
+        if form == "plain":
+            return TargetsView.model_validate(plain(listed))
+        return [TargetGroupView.model_validate(group) for group in prometheus_sd(listed)]
 
 
 def _settings(router: APIRouter, plane: ControlPlane) -> None:

@@ -8,6 +8,8 @@ from kvwattd.api.auth import who_of
 from kvwattd.api.ports import ControlPlane
 from kvwattd.api.recorded import RecordedRoute, changed
 from kvwattd.api.schemas import (
+    ManualScaleRequest,
+    ManualScaleView,
     ModelVersionsView,
     ModeView,
     OverrideRequest,
@@ -23,6 +25,7 @@ def writes(plane: ControlPlane) -> APIRouter:
     router = APIRouter(tags=["write"], route_class=RecordedRoute)
     _settings(router, plane)
     _overrides(router, plane)
+    _pool(router, plane)
 
     @router.put("/instances/{instance}/model/rollback")
     async def rollback(instance: str, rollback: RollbackRequest, request: Request) -> ModelVersionsView:
@@ -90,6 +93,24 @@ def _overrides(router: APIRouter, plane: ControlPlane) -> None:
         """Back to automatic at once."""
         before = plane.override(instance)
         plane.clear_override(instance)
+        changed(request, before, None)
+        return Response(status_code=204)
+
+
+def _pool(router: APIRouter, plane: ControlPlane) -> None:
+    @router.put("/pool/scale")
+    async def set_scale(scale: ManualScaleRequest, request: Request) -> ManualScaleView:
+        """Set the number of instances by hand for a limited time; a restart ends it."""
+        before = plane.pool().manual
+        view = plane.set_scale(scale, who_of(request))
+        changed(request, before, view)
+        return view
+
+    @router.delete("/pool/scale", status_code=204)
+    async def clear_scale(request: Request) -> Response:
+        """Back to automatic at once."""
+        before = plane.pool().manual
+        plane.clear_scale()
         changed(request, before, None)
         return Response(status_code=204)
 

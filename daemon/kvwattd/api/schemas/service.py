@@ -12,6 +12,7 @@ from kvwattd.api.schemas.changes import ConfigStateView, SecurityView, SettingsV
 from kvwattd.api.schemas.decisions import DecisionView, OverrideView, SavingsView
 from kvwattd.api.schemas.models import ModelView
 from kvwattd.api.schemas.observed import GpuView, ProjectionView, StepView, TelemetryView
+from kvwattd.api.schemas.pool import PoolView
 from kvwattd.api.schemas.promises import AttainmentView, LatencyBoundView, SloView
 from kvwattd.config import Mode
 from kvwattd.regime import Regime
@@ -94,6 +95,7 @@ class StatusView(View):
     settings: SettingsView = SettingsView()
     config: ConfigStateView = ConfigStateView()
     security: SecurityView = SecurityView()
+    pool: PoolView = PoolView()
     instances: list[InstanceView] = Field(default_factory=list)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvwattd.api.series.base import Series
 from kvwattd.api.series.gpu import GPU_SERIES
 from kvwattd.api.series.instance import INSTANCE_SERIES
+from kvwattd.api.series.pool import POOL_SERIES
 from kvwattd.api.series.status import STATUS_SERIES
 
-__all__ = ["GPU_SERIES", "INSTANCE_SERIES", "STATUS_SERIES", "Series"]
+__all__ = ["GPU_SERIES", "INSTANCE_SERIES", "POOL_SERIES", "STATUS_SERIES", "Series"]

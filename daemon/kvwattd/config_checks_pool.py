@@ -1,0 +1,73 @@
+"""What contradicts itself in [pool], or lacks something that its backend or router needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from kvwattd.config_errors import ConfigProblem
+from kvwattd.config_pool import BackendName, Rest, RouterName
+
+if TYPE_CHECKING:
+    from kvwattd.config import Config
+
+
+def pool_problems(config: Config) -> Iterable[ConfigProblem]:
+    """Every contradiction of an enabled pool."""
+    if not config.pool.enabled:
+        return
+    yield from _number_problems(config)
+    yield from _backend_problems(config)
+    yield from _router_problems(config)
+    yield from _member_problems(config)
+
+
+def _number_problems(config: Config) -> Iterable[ConfigProblem]:
+    pool, members = config.pool, len(config.instance)
+    if pool.maximum is not None and pool.maximum > members:
+        yield ConfigProblem("pool.maximum", pool.maximum, f"at most the number of [[instance]] ({members})")
+    most = min(pool.maximum or members, members)
+    if pool.minimum > most:
+        key = "pool.maximum" if pool.maximum else "the number of [[instance]]"
+        yield ConfigProblem("pool.minimum", pool.minimum, f"at most {key} ({most})")
+
+
+def _backend_problems(config: Config) -> Iterable[ConfigProblem]:
+    pool = config.pool
+    if pool.backend is BackendName.VLLM_SLEEP and pool.rest is not Rest.SLEEP:
+        accepted = '"sleep": the backend vllm-sleep cannot stop or start anything'
+        yield ConfigProblem("pool.rest", str(pool.rest), accepted)
+    if pool.backend is BackendName.KUBERNETES and pool.rest is not Rest.STOP:
+        yield ConfigProblem("pool.rest", str(pool.rest), '"stop": the backend kubernetes scales replicas')
+    if pool.backend is BackendName.PROCESS:
+        for index, item in enumerate(config.instance):
+            if item.command is None:
+                accepted = 'program and arguments that start it, such as ["vllm", "serve", "MODEL"]'
+                yield ConfigProblem(f"instance[{index}].command", "nothing", accepted)
+
+
+def _router_problems(config: Config) -> Iterable[ConfigProblem]:
+    pool = config.pool
+    if pool.router is RouterName.HAPROXY and not (pool.haproxy.sockets or pool.haproxy.masters):
+        yield ConfigProblem(
+            "pool.haproxy.sockets", "nothing", "HAProxy's runtime sockets (stats socket ... level admin)"
+        )
+    if pool.router is RouterName.HOOKS:
+        for name in ("admit", "withdraw"):
+            if getattr(pool.hooks, name) is None:
+                yield ConfigProblem(f"pool.hooks.{name}", "nothing", "a command, program and arguments")
+
+
+def _member_problems(config: Config) -> Iterable[ConfigProblem]:
+    urls: dict[str, str] = {}
+    for index, item in enumerate(config.instance):
+        if item.url in urls:
+            accepted = f"a server of its own with pool.enabled (instance {urls[item.url]!r} has this one)"
+            yield ConfigProblem(f"instance[{index}].url", item.url, accepted)
+        urls.setdefault(item.url, item.name)
+    groups: dict[str, tuple[int, str]] = {}
+    for index, item in enumerate(config.instance):
+        size, first = groups.setdefault(item.kind or f"tp{item.tp}", (len(item.gpus), item.name))
+        if len(item.gpus) != size:
+            accepted = f"a kind of its own, or {size} GPUs as instance {first!r} of the same kind"
+            yield ConfigProblem(f"instance[{index}].kind", item.kind or f"tp{item.tp}", accepted)

@@ -1,0 +1,112 @@
+"""The keys of [pool]: whether and how the number of running instances is decided (docs/instances.md)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kvwattd.config_values import Count, Seconds, SecondsOrNever, Share, SocketPath, Watts
+
+Word = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^\S+$")]
+Argv = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+
+
+Sockets = Annotated[tuple[SocketPath, ...], Field(max_length=16)]
+
+
+class BackendName(StrEnum):
+    """What starts and stops instances; `vllm-sleep` only lets them sleep and wakes them."""
+
+    PROCESS = "process"
+    SYSTEMD = "systemd"
+    KUBERNETES = "kubernetes"
+    VLLM_SLEEP = "vllm-sleep"
+
+
+class RouterName(StrEnum):
+    """What spreads requests over them."""
+
+    NONE = "none"
+    HAPROXY = "haproxy"
+    HTTP_SD = "http-sd"
+    HOOKS = "hooks"
+
+
+class Rest(StrEnum):
+    """What becomes of an instance that is not needed."""
+
+    STOP = "stop"
+    SLEEP = "sleep"
+    EITHER = "either"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HaproxyConfig(_Section):
+    """HAProxy's runtime or master sockets and the backend whose servers the instances are."""
+
+    sockets: Sockets = ()
+    masters: Sockets = ()
+    backend: Word = "vllm"
+
+
+class HttpSdConfig(_Section):
+    """How routers that follow /api/v1/pool/targets are waited for."""
+
+    settle_s: Seconds = 30.0
+
+
+class HooksConfig(_Section):
+    """Commands of the operator's own router."""
+
+    admit: Argv | None = None
+    withdraw: Argv | None = None
+    sessions: Argv | None = None
+    timeout_s: Seconds = 10.0
+    settle_s: SecondsOrNever = 0.0
+
+
+class StartConfig(_Section):
+    """What starts take and GPUs at rest draw, watts of one GPU.
+
+    Times and `start_w` hold until they were measured; a power at rest that is set here is not measured.
+    """
+
+    start_s: Seconds = 120.0
+    wake_s: Seconds = 5.0
+    start_w: Watts = 100.0
+    idle_w: Watts | None = None
+    asleep_w: Watts | None = None
+    stopped_w: Watts | None = None
+
+
+class PoolConfig(_Section):
+    """All of it; off unless `enabled`."""
+
+    enabled: bool = False
+    backend: BackendName = BackendName.PROCESS
+    router: RouterName = RouterName.NONE
+    rest: Rest = Rest.STOP
+    minimum: Count = 1
+    maximum: Count | None = None
+    period_s: Seconds = 5.0
+    cooldown_s: SecondsOrNever = 60.0
+    less_for_s: SecondsOrNever = 30.0
+    survivors_load_max: Share = 0.9
+    forecast_quantile: Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.95
+    start_timeout_s: Seconds = 600.0
+    retry_s: SecondsOrNever = 120.0
+    drain_deadline_s: Seconds = 600.0
+    drain_then: Literal["keep-waiting", "undrain", "stop-anyway"] = "keep-waiting"
+    stop_timeout_s: Seconds = 120.0
+    kill_after_s: Seconds | None = None
+    warm_up: bool = True
+    unit: Word = "vllm@{member}.service"
+    expect: StartConfig = StartConfig()
+    haproxy: HaproxyConfig = HaproxyConfig()
+    http_sd: HttpSdConfig = HttpSdConfig()
+    hooks: HooksConfig = HooksConfig()

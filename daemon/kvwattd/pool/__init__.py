@@ -1,0 +1,1 @@
+"""The pool's task: how many instances run, planned every few seconds and handed to the scaler."""

@@ -1,0 +1,180 @@
+"""The composition of a pool out of its configuration: backend, router, probe, scaler, planner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from kvwatt.forecast import RateLearner
+from kvwatt.pool import Member, MemberStatus, PoolParams
+from kvwatt.pool_plan import plan
+from kvwattd.config import Config, InstanceConfig
+from kvwattd.config_pool import PoolConfig, Rest, RouterName
+from kvwattd.instance import InstanceRuntime
+from kvwattd.instances.backend import Backend, BackendError, Cause
+from kvwattd.instances.haproxy import HaproxyRouter, HaproxySettings
+from kvwattd.instances.hooks import HookSettings, HooksRouter
+from kvwattd.instances.http_sd import HttpSdRouter, Listed, listed
+from kvwattd.instances.journal import FILE_NAME, Journal
+from kvwattd.instances.probe_http import HttpProbe
+from kvwattd.instances.process import Launch, Place, ProcessBackend
+from kvwattd.instances.process_state import StopLimits
+from kvwattd.instances.router import NoRouter, Router
+from kvwattd.instances.scaler import OnDeadline, Scaler, ScalerParams
+from kvwattd.pool.counts import ScaleCounts
+from kvwattd.pool.kinds import KindBook
+from kvwattd.pool.task import Pool
+
+CALL_S = 30.0  # of a call, on top of what a router lets pass until a withdrawal is certain
+
+
+def build(
+    config: Config,
+    runs: Mapping[str, InstanceRuntime],
+    now: Callable[[], float],
+    lowest_mhz: Callable[[InstanceRuntime], int | None],
+    acting: bool,
+) -> Pool | None:
+    """None where no pool is configured."""
+    pool = config.pool
+    if not pool.enabled:
+        return None
+    kinds = {item.name: kind_of(item) for item in config.instances}
+    probe = HttpProbe({item.name: item.url for item in config.instances})
+    backend, router = backend_of(config, probe, placer(runs)), router_of(config)
+    scaler = Scaler(
+        kinds,
+        backend,
+        router,
+        probe,
+        Journal(config.daemon.state_dir / FILE_NAME),
+        scaler_params(pool),
+        now,
+        time.time,
+        act=acting,
+        gpus={item.name: frozenset(item.gpus) for item in config.instances},
+    )
+    counts = ScaleCounts(kinds)
+    book = KindBook(
+        runs,
+        counts,
+        pool.expect,
+        can_sleep=pool.rest is not Rest.STOP and backend.can_sleep,
+        can_stop=pool.rest is not Rest.SLEEP,
+    )
+    params = pool_params(pool, len(kinds))
+    return Pool(
+        runs,
+        scaler,
+        book,
+        RateLearner(),
+        plan,
+        params,
+        counts,
+        now,
+        lowest_mhz,
+        names=(backend.name, router.name),
+        targets=_targets(config, router, kinds),
+    )
+
+
+def kind_of(item: InstanceConfig) -> str:
+    """By its tensor-parallel size where nothing else is said."""
+    return item.kind or f"tp{item.tp}"
+
+
+def pool_params(pool: PoolConfig, members: int) -> PoolParams:
+    """What the planner is told."""
+    return PoolParams(
+        minimum=pool.minimum,
+        maximum=pool.maximum or members,
+        period_s=pool.period_s,
+        cooldown_s=pool.cooldown_s,
+        less_for_s=pool.less_for_s,
+        start_timeout_s=pool.start_timeout_s,
+        retry_s=pool.retry_s,
+        survivors_load_max=pool.survivors_load_max,
+        forecast_quantile=pool.forecast_quantile,
+    )
+
+
+def scaler_params(pool: PoolConfig) -> ScalerParams:
+    """What the scaler is told."""
+    return ScalerParams(
+        minimum=pool.minimum,
+        # The planner cancels first and takes another way; this is for when it cannot.
+        start_timeout_s=pool.start_timeout_s + 2 * pool.period_s,
+        drain_timeout_s=pool.drain_deadline_s,
+        on_deadline=OnDeadline(pool.drain_then),
+        end_timeout_s=pool.stop_timeout_s,
+        retry_s=pool.retry_s,
+        warm_up=pool.warm_up,
+        call_timeout_s=CALL_S + max(pool.http_sd.settle_s, pool.hooks.timeout_s + pool.hooks.settle_s),
+    )
+
+
+def placer(runs: Mapping[str, InstanceRuntime]) -> Place:
+    """The GPUs that an instance names, as UUIDs: an index means another GPU to CUDA than to the driver."""
+
+    async def place(member: str) -> Sequence[str]:
+        gpus = runs[member].gpus
+        if not gpus:
+            told = runs[member].gpu_fault or "not looked up yet"
+            raise BackendError(Cause.PLACEMENT, f"{member}: its GPUs are not known: {told}")
+        return [info.uuid for info in gpus]
+
+    return place
+
+
+def backend_of(config: Config, probe: HttpProbe, place: Place) -> Backend:
+    """What starts and stops them."""
+    pool = config.pool
+    folder = config.daemon.state_dir / "instances"
+    launches = {item.name: Launch(command=item.command or (), gpus=item.gpus) for item in config.instances}
+    return ProcessBackend(folder, launches, limits=StopLimits(deadline_s=pool.stop_timeout_s))
+
+
+def router_of(config: Config) -> Router:
+    """What spreads requests over them."""
+    pool = config.pool
+    if pool.router is RouterName.HAPROXY:
+        return HaproxyRouter(
+            HaproxySettings(
+                sockets=pool.haproxy.sockets,
+                masters=pool.haproxy.masters,
+                backend=pool.haproxy.backend,
+                servers={item.name: item.server or item.name for item in config.instances},
+            )
+        )
+    if pool.router is RouterName.HTTP_SD:
+        return HttpSdRouter(pool.http_sd.settle_s, time.monotonic)
+    if pool.router is RouterName.HOOKS:
+        hooks = pool.hooks
+        return HooksRouter(
+            HookSettings(
+                admit=hooks.admit or (),
+                withdraw=hooks.withdraw or (),
+                sessions=hooks.sessions or (),
+                timeout_s=hooks.timeout_s,
+                settle_s=hooks.settle_s,
+            )
+        )
+    return NoRouter()
+
+
+def _targets(
+    config: Config, router: Router, kinds: Mapping[str, str]
+) -> Callable[[tuple[Member, ...], bool], tuple[Listed, ...] | None]:
+    """What the lists show: what the router admits where it lives on them, else who is ready."""
+    urls = {item.name: item.url for item in config.instances}
+
+    def rows(members: tuple[Member, ...], acting: bool) -> tuple[Listed, ...] | None:
+        if isinstance(router, HttpSdRouter) and acting:
+            names = router.listing()
+        elif all(member.status is MemberStatus.UNKNOWN for member in members):
+            names = None
+        else:
+            names = frozenset(m.name for m in members if m.status is MemberStatus.READY)
+        return None if names is None else listed(names, kinds, urls)
+
+    return rows
