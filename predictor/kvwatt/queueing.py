@@ -17,8 +17,9 @@ import numpy.typing as npt
 from kvwatt.capacity_table import CapacityPoint, CapacityTable
 from kvwatt.compiled import CompiledModel
 from kvwatt.queueing_batch import Solved, StepQueue
-from kvwatt.queueing_batch_size import BatchSize, batch_size
+from kvwatt.queueing_batch_size import BatchSize, batch_size, fitting
 from kvwatt.queueing_demand import NEVER, Demand, Latency, lengths
+from kvwatt.queueing_pace import request_tbt
 from kvwatt.state import EngineShape, Slo
 
 __all__ = [
@@ -35,10 +36,11 @@ __all__ = [
 FloatArray = npt.NDArray[np.float64]
 
 HORIZON_S = 8.0  # longest wait for prompts that is told from longer ones
-LEAST_ROWS, MOST_ROWS, BINS = 6, 16, 384
+LEAST_ROWS, MOST_ROWS, BINS = 6, 16, 256
 NODES = 14  # batch sizes at which the model is asked
 GROUPS = np.array([0.0, 0.3, 0.6, 0.85, 0.96, 1.0])  # of batch sizes: a prompt queue is solved for each
 RELAXATIONS = 2
+SPREAD = np.array([0.1, 0.3, 0.5, 0.7, 0.9])  # quantiles that stand for a distribution
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +75,8 @@ class InstanceQueue:
 
     def __init__(self, model: CompiledModel, shape: EngineShape, demand: Demand, factor: float = 1.0) -> None:
         self.model, self.shape, self.demand = model, shape, demand
-        self.seats = _seats(shape, demand)
+        self._fits = _fits(shape, demand)
+        self.seats = len(self._fits) - 1
         sizes = np.geomspace(1.0, self.seats, NODES) if self.seats > 1 else np.ones(1)
         self._batch = np.append(0.0, np.unique(np.round(sizes)))
         room = np.maximum(shape.max_num_batched_tokens - self._batch, 16.0)
@@ -136,7 +139,8 @@ class InstanceQueue:
         return Operation(mhz, rate_per_s, False, seats, full_s, NEVER, NEVER, NEVER, NEVER, full_w)
 
     def _size(self, rate_per_s: float, tau_s: FloatArray) -> BatchSize:
-        return batch_size(rate_per_s, self.demand.decode_steps, tau_s, self.demand.dispersion)
+        demand = self.demand
+        return batch_size(rate_per_s, demand.decode_steps, tau_s, self._fits, demand.dispersion)
 
     def _mean_steps(self, rate_per_s: float, clock: int) -> FloatArray:
         """Mean step time per batch node as if every step computed the mean prompt tokens: a first guess."""
@@ -168,17 +172,24 @@ class InstanceQueue:
         share = (batch - self._batch[low]) / (self._batch[up] - self._batch[low])
         return np.asarray(values[low, :, clock] + share * (values[up, :, clock] - values[low, :, clock]))
 
+    def one_more_s(self, clock: int, batch: float) -> float:
+        """What a step takes longer with one more decode."""
+        rows = [self._row(self._step_s, clock, min(b, self.seats))[0] for b in (batch, batch + 1.0)]
+        return max(float(rows[1] - rows[0]), 0.0)
+
     def watts(self, clock: int, batch: float, by_time: FloatArray) -> float:
         """Mean watts of steps weighted by the time they take: `by_time` (rows + 1,)."""
         return float(by_time @ self._row(self._step_w, clock, batch))
 
 
-def _seats(shape: EngineShape, demand: Demand) -> int:
-    """Requests that fit: seats of the scheduler, or of the KV cache at their mean size."""
-    fit = int(shape.kv_capacity_tokens / (demand.context_tokens + shape.block_size / 2))
-    if fit < 1:
-        raise ValueError(f"a request of {demand.context_tokens:.0f} tokens does not fit the KV cache")
-    return min(shape.max_num_seqs, fit)
+def _fits(shape: EngineShape, demand: Demand) -> FloatArray:
+    """Probability that so many requests fit: seats of the scheduler and the KV cache."""
+    block = shape.block_size / 2.0
+    held, share = demand.held_tokens
+    coming = (demand.prompts.tokens + block, demand.prompts.share)
+    if float(coming[0].min()) > shape.kv_capacity_tokens:
+        raise ValueError(f"no prompt fits the KV cache of {shape.kv_capacity_tokens} tokens")
+    return fitting(float(shape.kv_capacity_tokens), (held + block, share), coming, shape.max_num_seqs)
 
 
 def _groups(size: BatchSize) -> tuple[FloatArray, FloatArray]:
@@ -210,6 +221,8 @@ def _assembled(
         by_time = solved.by_row * solved.queue.step_s
         power.append(engine.watts(clock, batch, by_time / by_time.sum()))
         gaps.append(Latency.of(solved.queue.step_s, solved.by_row))
+    own_s = [engine.one_more_s(clock, batch) for batch in batches]
+    tbt, e2e = _requests(firsts, queues, own_s, demand)
     decoding = weights * batches / max(float(weights @ batches), 1e-9)
     idle = float(size.share[0])
     idle_w = float(engine.model.idle_power_w()[clock])
@@ -220,8 +233,8 @@ def _assembled(
         batch=size.mean,
         tbt_s=float(weights @ taus),
         ttft=ttft,
-        tbt=Latency.mixed([Latency.of(np.array([tau]), np.ones(1)) for tau in taus], weights),
-        e2e=_e2e(firsts, taus, weights, demand),
+        tbt=Latency.mixed(tbt, weights),
+        e2e=Latency.mixed(e2e, weights),
         itl=Latency.mixed(gaps, decoding),
         power_w=(1.0 - idle) * float(weights @ power) + idle * idle_w,
     )
@@ -230,23 +243,28 @@ def _assembled(
 def _with_seats(ttft: Latency, behind: Latency, size: BatchSize) -> Latency:
     """Who finds no seat waits for one first, and then behind prompts beside a full batch."""
     wait_s, share = size.seat_wait()
-    if share[0] > 0.9999:
+    waits = float(share.sum())
+    if waits < 1e-4:
         return ttft
-    levels = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
-    rest = np.array([behind.quantile(level) for level in levels])
-    late = Latency.of((wait_s[1:, None] + rest).ravel(), np.repeat(share[1:] / len(levels), len(levels)))
-    return Latency.mixed([ttft, late], np.array([share[0], 1.0 - share[0]]))
+    rest = np.array([behind.quantile(level) for level in SPREAD])
+    late = Latency.of((wait_s[:, None] + rest).ravel(), np.repeat(share / len(rest), len(rest)))
+    return Latency.mixed([ttft, late], np.array([1.0 - waits, waits]))
 
 
-def _e2e(firsts: list[Latency], taus: FloatArray, weights: FloatArray, demand: Demand) -> Latency:
-    levels = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
-    steps, share = demand.outputs.tokens - 1.0, demand.outputs.share
-    parts = []
-    for first, tau in zip(firsts, taus, strict=True):
-        wait_s = np.array([first.quantile(level) for level in levels])
-        total = (steps[:, None] * tau + wait_s).ravel()
-        parts.append(Latency.of(total, np.repeat(share / len(levels), len(levels))))
-    return Latency.mixed(parts, weights)
+def _requests(
+    firsts: list[Latency], queues: list[Solved], own_s: list[float], demand: Demand
+) -> tuple[list[Latency], list[Latency]]:
+    """TBT and E2E of requests beside each batch size."""
+    tbt, e2e = [], []
+    steps = np.maximum(demand.outputs.tokens - 1.0, 0.0)[:, None, None]
+    for first, solved, own in zip(firsts, queues, own_s, strict=True):
+        wait_s = np.array([first.quantile(level) for level in SPREAD])
+        seconds, share = request_tbt(solved, wait_s, demand.outputs, own)
+        several = share * (demand.outputs.tokens > 1.0)[:, None]  # one token has no time between tokens
+        tbt.append(Latency.of(seconds.ravel(), several.ravel()))
+        total = steps * seconds[:, :, None] + wait_s
+        e2e.append(Latency.of(total.ravel(), np.repeat(share.ravel() / len(wait_s), len(wait_s))))
+    return tbt, e2e
 
 
 def capacity_table(

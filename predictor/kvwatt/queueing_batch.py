@@ -83,7 +83,7 @@ class StepQueue:
             behind = q - self.rows
             step[q, behind:] = come[-1, : self.size - behind]
             step[q, -1] += come[-1, self.size - behind :].sum()
-        return Solved(self, _stationary(step), phi)
+        return Solved(self, step, _stationary(step), phi)
 
     def _arrivals(self, phi: npt.NDArray[np.complex128], times_s: FloatArray) -> npt.NDArray[np.complex128]:
         """Transform of A(t) per time: (times, frequencies)."""
@@ -96,9 +96,11 @@ class StepQueue:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solved:
-    """`waiting` (size,): probability of so many bins of prompt at the start of a step."""
+    """`waiting` (size,): probability of so many bins of prompt at the start of a step; `matrix` (size,
+    size): from one step to the next."""
 
     queue: StepQueue
+    matrix: FloatArray
     waiting: FloatArray
     phi: npt.NDArray[np.complex128]
 
@@ -112,6 +114,23 @@ class Solved:
     def mean_step_s(self) -> float:
         """Mean over steps: the time between tokens of a long answer."""
         return float(self.by_row @ self.queue.step_s)
+
+    @property
+    def step_of_state(self) -> FloatArray:
+        """Seconds of the step that starts with so many bins waiting: (size,)."""
+        return self.queue.step_s[np.minimum(np.arange(self.queue.size), self.queue.rows)]
+
+    def after(self, times_s: FloatArray) -> FloatArray:
+        """What waits when somebody's own prompt is done `times_s` (equally likely) after it came: what came
+        since, less what its last step had room for on average."""
+        q = self.queue
+        phi = q._arrivals(self.phi, times_s)
+        come = _lumped(np.fft.irfft(phi, 2 * q.size), q.size).mean(axis=0)
+        spare = min(int(q.rows - 0.5 - float(self.by_row @ np.arange(q.rows + 1)) / 2.0), q.rows // 2)
+        out = np.zeros(q.size)
+        out[: q.size - spare] = come[spare:]
+        out[0] += come[:spare].sum()
+        return out
 
     def first_token(self) -> tuple[FloatArray, FloatArray]:
         """Seconds until the first token and their probabilities, flat arrays.

@@ -3,8 +3,12 @@
 Requests join at rate lambda; with B of them decoding each step takes tau(B), so each leaves at rate
 1 / (S tau(B)) with S its mean decode steps. That is processor sharing with a speed that depends on the
 number, whose stationary distribution does not depend on the distribution of S (Kelly, Reversibility and
-Stochastic Networks, 1979, ch. 3). Beyond the seats requests wait in line. The mean obeys Little's law,
-B = lambda S tau: the fixed point of rate, batch and clock.
+Stochastic Networks, 1979, ch. 3). The mean obeys Little's law, B = lambda S tau: the fixed point of rate,
+batch and clock.
+
+Seats are limited by the scheduler, or by the KV cache, which holds fewer large requests than small ones:
+how many fit is a distribution (ours), taken to change as quickly as requests come and go. Whoever finds no
+seat waits in line for as many departures as it has places ahead.
 """
 
 from __future__ import annotations
@@ -13,53 +17,118 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import gammaincinv
 
 FloatArray = npt.NDArray[np.float64]
 
-LONGEST_LINE = 400  # requests beyond the seats that are told apart
-FULL = 0.999  # departures per arrival with every seat taken, below which no line is stable
+LONGEST_LINE = 300  # requests beyond the seats that are told apart
+FULL = 0.999  # arrivals per departure with every seat taken, from which on no line is stable
+BINS = 512  # of KV cache, for the number that fits
+PLACES = 40  # in line that are told apart in waiting times
+LEVELS: FloatArray = np.array([0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.93, 0.975, 0.995])
+SHARES: FloatArray = np.diff(np.append(0.0, np.append((LEVELS[1:] + LEVELS[:-1]) / 2.0, 1.0)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchSize:
-    """`share` (seats + 1 + line,): probability of so many requests, decoding or waiting for a seat."""
+    """`share` (n,): probability of so many requests inside, decoding or in line; `decoding` (seats + 1,):
+    of so many that decode; `in_line` (places,): that an arrival is in this place in line, from 1;
+    `leave_per_s`: departures when there is a line."""
 
     share: FloatArray
-    seats: int
-    leave_per_s: float  # with every seat taken
+    decoding: FloatArray
+    in_line: FloatArray
+    leave_per_s: float
     stable: bool
-
-    @property
-    def decoding(self) -> FloatArray:
-        """Probability of 0 .. seats decoding requests."""
-        return np.append(self.share[: self.seats], self.share[self.seats :].sum())
 
     @property
     def mean(self) -> float:
         """Decoding requests on average."""
-        return float(self.decoding @ np.arange(self.seats + 1))
+        return float(self.decoding @ np.arange(len(self.decoding)))
 
     def seat_wait(self) -> tuple[FloatArray, FloatArray]:
-        """Seconds an arrival waits for a seat and their probabilities, at the mean of each place in line."""
-        line = self.share[self.seats :]
-        wait_s = (np.arange(len(line)) + 1.0) / self.leave_per_s
-        free = float(self.share[: self.seats].sum())
-        return np.append(0.0, wait_s), np.append(free, line)
+        """Seconds that those wait who find no seat, and their probabilities (sum: share of all who wait)."""
+        place = np.arange(1, len(self.in_line) + 1)[:, None]
+        seconds = gammaincinv(place, LEVELS) / self.leave_per_s  # Erlang: as many departures as places
+        return seconds.ravel(), (self.in_line[:, None] * SHARES).ravel()
 
 
-def batch_size(rate_per_s: float, steps: float, tau_s: FloatArray, dispersion: float = 1.0) -> BatchSize:
-    """`tau_s` (seats + 1,): seconds a step with 0 .. seats decodes; `steps`: mean decode steps.
+def batch_size(
+    rate_per_s: float, steps: float, tau_s: FloatArray, fits: FloatArray, dispersion: float = 1.0
+) -> BatchSize:
+    """`tau_s` (seats + 1,): seconds a step with 0 .. seats decodes; `steps`: mean decode steps; `fits`
+    (seats + 1,): probability that so many fit.
 
     In the line the ratio of neighbours is that of M/M/1 in heavy traffic with arrivals of `dispersion`:
     rho to the power 2 / (D + 1).
     """
     seats = len(tau_s) - 1
-    count = np.arange(1, seats + 1)
-    ratio = rate_per_s * steps * tau_s[1:] / count
-    log_share = np.append(0.0, np.cumsum(np.log(np.maximum(ratio, 1e-300))))
-    stable = bool(ratio[-1] < FULL)
-    line = min(ratio[-1], FULL) ** (2.0 / (dispersion + 1.0))
+    count = np.arange(seats + 1.0)
+    speed = count / np.maximum(tau_s, 1e-9)
+    # With N inside, min(N, k) decode if k fit: mean over k.
+    more = np.cumsum(fits[::-1])[::-1]  # P(k >= n)
+    leave = np.cumsum(np.append(0.0, np.diff(speed)) * more) / steps
+    ratio = rate_per_s / np.maximum(leave[1:], 1e-300)
+    line = min(float(ratio[-1]), FULL) ** (2.0 / (dispersion + 1.0))
+    log_ratio = np.log(np.maximum(ratio, 1e-300))
+    usual = int(fits @ count)
+    log_ratio[usual:] *= 2.0 / (dispersion + 1.0)
+    log_share = np.append(0.0, np.cumsum(log_ratio))
     beyond = log_share[-1] + np.log(line) * np.arange(1, LONGEST_LINE + 1)
     log_share = np.concatenate([log_share, beyond])
     share = np.exp(log_share - log_share.max())
-    return BatchSize(share / share.sum(), seats, seats / max(steps * float(tau_s[-1]), 1e-9), stable)
+    share /= share.sum()
+    return BatchSize(
+        share, _decoding(share, fits), _in_line(share, fits), float(leave[-1]), bool(ratio[-1] < FULL)
+    )
+
+
+def _decoding(share: FloatArray, fits: FloatArray) -> FloatArray:
+    """P(min(N, k) = n) with N and k independent."""
+    seats = len(fits) - 1
+    inside = np.append(share[:seats], share[seats:].sum())
+    at_least = np.cumsum(inside[::-1])[::-1] * np.cumsum(fits[::-1])[::-1]
+    return np.asarray(at_least - np.append(at_least[1:], 0.0))
+
+
+def _in_line(share: FloatArray, fits: FloatArray) -> FloatArray:
+    """P(N - k + 1 = j) for j = 1 .. PLACES (the last: or more)."""
+    places = np.zeros(PLACES)
+    for k in np.flatnonzero(fits > 1e-6):
+        line = share[k:]
+        most = min(len(line), PLACES - 1)
+        places[:most] += fits[k] * line[:most]
+        places[-1] += fits[k] * line[most:].sum()
+    return places
+
+
+def fitting(
+    room_tokens: float, held: tuple[FloatArray, FloatArray], coming: tuple[FloatArray, FloatArray], most: int
+) -> FloatArray:
+    """Probability that 0 .. n requests fit `room_tokens` of KV cache, n as large as may be, at most `most`.
+
+    `held`: tokens and probability of what a request inside holds, `coming`: of what the next one needs to
+    be admitted. P(n + 1 fit) = P(n held + one coming <= room).
+    """
+    size, bin_tokens = 2 * BINS, room_tokens / BINS
+    inside = np.fft.rfft(_binned(*held, bin_tokens, size), 2 * size)
+    total = np.fft.rfft(_binned(*coming, bin_tokens, size), 2 * size)
+    at_least = [1.0]
+    while len(at_least) <= most and at_least[-1] > 1e-3:
+        law = np.fft.irfft(total, 2 * size)
+        at_least.append(min(float(np.clip(law[: BINS + 1].sum(), 0.0, 1.0)), at_least[-1]))
+        total = total * inside
+        folded = np.fft.irfft(total, 2 * size)
+        folded[size:] = 0.0  # far beyond the room; kept from wrapping round
+        total = np.fft.rfft(folded)
+    at_least = at_least[: most + 1]
+    law = np.asarray(at_least) - np.append(at_least[1:], 0.0)
+    return np.asarray(law / law.sum())
+
+
+def _binned(tokens: FloatArray, share: FloatArray, bin_tokens: float, size: int) -> FloatArray:
+    place = np.clip(tokens / bin_tokens, 0.0, size - 2.0)
+    low = place.astype(np.intp)
+    up = place - low
+    out = np.bincount(low, share * (1.0 - up), size) + np.bincount(low + 1, share * up, size)
+    return np.asarray(out)

@@ -44,13 +44,31 @@ class Demand:
         tokens, share = self.outputs.tokens, self.outputs.share
         return self.prompts.mean + float(tokens**2 @ share) / (2.0 * self.outputs.mean)
 
+    @property
+    def held_tokens(self) -> tuple[FloatArray, FloatArray]:
+        """KV tokens of a decoding request and their probabilities: prompt and the part already produced."""
+        tokens, share = self.outputs.tokens, self.outputs.share * self.outputs.tokens
+        parts = np.array([0.17, 0.5, 0.83])
+        produced = (tokens[:, None] * parts).ravel()
+        weight = np.repeat(share / share.sum() / len(parts), len(parts))
+        total = self.prompts.tokens[:, None] + produced
+        return total.ravel(), (self.prompts.share[:, None] * weight).ravel()
+
 
 def lengths(tokens: npt.ArrayLike, most: int = 64) -> Prompts:
-    """A sample of lengths as at most `most` values of equal probability."""
+    """A sample of lengths as at most `most` values: half of them for the longest tenth, which makes waits.
+
+    Raises ValueError for no lengths, negative and infinite ones.
+    """
     values = np.sort(np.asarray(tokens, dtype=np.float64))
     if not len(values) or not (values[0] >= 0.0 and values[-1] < np.inf):
         raise ValueError("lengths must be finite, >= 0 and at least one")
-    parts = np.array_split(values, min(most, len(values)))
+    if len(values) <= most:
+        parts = np.split(values, len(values))
+    else:
+        usual = len(values) - max(len(values) // 10, 1)
+        half = max(most // 2, 1)
+        parts = [p for end in (values[:usual], values[usual:]) for p in np.array_split(end, half) if len(p)]
     share = np.array([len(part) for part in parts]) / len(values)
     return Prompts(np.array([part.mean() for part in parts]), share)
 
