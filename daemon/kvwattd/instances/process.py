@@ -143,11 +143,7 @@ class ProcessBackend:
 
     async def processes(self) -> Mapping[str, frozenset[int]]:
         """Process ids of each member, workers included. Raises BackendError."""
-        found = await self._call(lambda: list(marked()))
-        return {
-            member: frozenset(pid for pid, (folder, name) in found if (folder, name) == self._marker(member))
-            for member in self._members
-        }
+        return await self._call(self._all_processes)
 
     async def close(self) -> None:
         """The instances go on."""
@@ -176,6 +172,16 @@ class ProcessBackend:
             raise BackendError(Cause.FAILED, f"{error.filename or 'process'}: {error.strerror}") from None
 
     # What follows runs in the worker's thread.
+
+    def _all_processes(self) -> dict[str, frozenset[int]]:
+        found = list(marked())
+        processes = {}
+        for member, records in self._records.items():
+            facts = records.facts()  # its environment cannot be read for the moment of an exec
+            leader = {facts.running.pid} if facts.alive and facts.running is not None else set()
+            workers = {pid for pid, who in found if who == self._marker(member)}
+            processes[member] = frozenset(leader | workers)
+        return processes
 
     def _look_at_all(self) -> dict[str, Judged]:
         self._reap()

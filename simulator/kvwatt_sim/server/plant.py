@@ -101,6 +101,7 @@ class EnginePlant:
             if not self._draining:
                 return  # resumed meanwhile
             self._draining = False
+            self._take_in()  # what came meanwhile waits, and shows
         self.paused = True
 
     def resume(self) -> None:
