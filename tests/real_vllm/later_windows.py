@@ -68,7 +68,7 @@ def by_step(
     """From the load of every step; `page` tells the size of the KV cache."""
     found = []
     for inside in _busy_windows(records):
-        table = [(r.step_s, r.decodes, r.kv_usage, r.prompt_tokens) for r in inside if r.step_s and r.decodes]
+        table = [(r.step_s, r.decodes, r.kv_usage, r.chunk_tokens) for r in inside if r.step_s and r.decodes]
         measured_s, decodes, usage, prompts = np.array(table, dtype=np.float64).T
         kv = usage * kv_capacity_tokens(page)
         expected_s = expected_steps_s(model, decodes, kv, prompts, clock_mhz, MAX_BATCHED_TOKENS)

@@ -182,6 +182,8 @@ def _server(python: Path, folder: Path, state: Path) -> VllmServer:
         folder / "vllm.log",
         environment={"KVWATT_TAP_SOCKET": str(folder / TAP_SOCKET)},
         paths=plugin_paths(folder),
+        # Else a prompt's tokens are told when it is done, up to seconds after the steps that computed them.
+        flags=["--enable-logging-iteration-details"],
     )
 
 

@@ -82,9 +82,11 @@ class VllmServer:
         paths: Sequence[Path] = (),
         worker: str | None = "slowed_worker.SlowedWorker",
         options: Mapping[str, object] | None = None,
+        flags: Sequence[str] = (),
     ) -> None:
         self._worker = worker
         self._more_options = dict(options or {})
+        self._flags = flags
         self._more_environment = dict(environment or {})
         self._paths = [HERE, REPOSITORY / "simulator", *paths]
         self._python = python
@@ -150,7 +152,7 @@ class VllmServer:
             options["--worker-cls"] = self._worker
         words = [str(word) for pair in options.items() for word in pair]
         module = ["-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
-        return [str(self._python), *module, *words]
+        return [str(self._python), *module, *words, *self._flags]
 
     def _environment(self) -> dict[str, str]:
         ours = {"LD_LIBRARY_PATH", "KVWATT_SIM_STATE", "VLLM_CPU_KVCACHE_SPACE", "PYTHONHOME"}
