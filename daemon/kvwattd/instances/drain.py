@@ -21,7 +21,7 @@ def drain_sees(r: Record, s: Sight, now_s: float, p: ScalerParams) -> None:
     elif _crashed(s) and (r.ending or r.goal is Goal.SLEEP):
         r.failed_s = r.failed_s if r.failed_s is not None else now_s
         _done(r, now_s, MemberStatus.FAILED, "ended by itself while it was emptied")
-    elif s.look.asleep is True and r.goal is Goal.SLEEP and not s.holds_requests:
+    elif r.goal is Goal.SLEEP and _sleeps(s):
         _done(r, now_s, MemberStatus.ASLEEP, "sleeps")
     elif r.ending and now_s - r.ending_since_s > p.end_timeout_s:
         _never_ended(r, s, now_s, p)
@@ -35,6 +35,8 @@ def drain_move(r: Record, s: Sight) -> Move:
         return Move.WAKE  # somebody reached it while it fell asleep: answer them first
     if r.ending and (Move.COUNT in r.asked or s.backend is BackendState.STOPPING):
         return Move.NONE  # asked; the next looks tell, or the deadline
+    if r.goal is Goal.SLEEP and s.asleep and s.backend is BackendState.STARTING:
+        return Move.NONE  # a wake is on its way: it can only be put to sleep again once it is up
     if r.goal is Goal.STOP and (r.force or _never_up(r, s) or _crashed(s)):
         return Move.FORCE_STOP
     return Move.COUNT
@@ -44,6 +46,11 @@ def empty(s: Sight, proof_s: float, sessions: int | None, counts_sessions: bool)
     """Whether this look, taken after the withdrawal, shows that nothing is left to finish."""
     router_empty = sessions == 0 if counts_sessions else True
     return router_empty and s.at_s >= proof_s and s.look.quiet
+
+
+def _sleeps(s: Sight) -> bool:
+    """For good: nothing waits in it, and no wake is on its way."""
+    return s.look.asleep is True and not s.holds_requests and s.backend is not BackendState.STARTING
 
 
 def _crashed(s: Sight) -> bool:

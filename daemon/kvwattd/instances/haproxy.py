@@ -3,8 +3,8 @@
 A withdrawal sets the server to `drain`, and to `maint` once it has no session left: drain lets requests with
 a persistence cookie through, maintenance may cut sessions that still run (`on-marked-down
 shutdown-sessions`). Every order is confirmed by reading the state back. The runtime state is lost with the
-process, so the scaler compares it at every step; the servers should be `disabled` in the configuration, so that a restarted HAProxy
-sends nothing to what sleeps until then (deploy/haproxy/).
+process, so the scaler compares it at every step; the servers should be `disabled` in the configuration, so
+that a restarted HAProxy sends nothing to what sleeps until then (deploy/haproxy/).
 
 With a master socket (`-W -S`) every worker is told, those of before a reload too: they may still have
 connections of clients on which new requests come.

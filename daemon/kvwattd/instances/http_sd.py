@@ -1,8 +1,8 @@
 """The generic router: a list of the instances in service, which any router may fetch over HTTP.
 
 Two formats: Prometheus HTTP service discovery and plain JSON. Nobody confirms that the list was taken up, so
-a withdrawal counts as confirmed `settle_s` after the member left the list (longer than the slowest reader's
-period, its time to apply the change included), and the end of its requests is seen by the engine's own counts.
+a withdrawal counts as confirmed `settle_s` after the member left the list (longer than the slowest reader
+takes to fetch and apply it), and the end of its requests is seen by the engine's own counts.
 """
 
 from __future__ import annotations

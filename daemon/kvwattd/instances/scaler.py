@@ -28,7 +28,7 @@ from kvwattd.instances.scaler_moves import Mover
 from kvwattd.instances.scaler_orders import refusal, take
 from kvwattd.instances.scaler_params import OnDeadline, ScalerParams
 from kvwattd.instances.scaler_record import DRAINS, Goal, Move, Record, Sight
-from kvwattd.instances.scaler_rules import advance, next_move
+from kvwattd.instances.scaler_rules import advance, may_serve_now, next_move
 
 __all__ = ["OnDeadline", "Refusal", "ScaleEvent", "Scaler", "ScalerParams"]
 
@@ -211,13 +211,26 @@ class Scaler:
             return otherwise
 
     def _advance(self, record: Record, sight: Sight) -> None:
-        others = sum(other.serving for other in self._records.values() if other is not record)
-        advance(record, sight, self._now(), self.params, spare=others >= self.params.minimum)
+        advance(record, sight, self._now(), self.params, spare=self._spare(record))
         self._note(record)
+
+    def _spare(self, record: Record) -> bool:
+        """Whether enough others serve for certain."""
+        others = sum(other.serving for other in self._records.values() if other is not record)
+        return others >= self.params.minimum
+
+    def _move_of(self, name: str, sight: Sight) -> Move:
+        """The rules' move; nobody that may serve is withdrawn while it is needed."""
+        record = self._records[name]
+        move = next_move(record, sight, self.params)
+        if move is Move.WITHDRAW and may_serve_now(sight) and not self._spare(record):
+            record.reason = "waits to be withdrawn: too few others are known to serve"
+            return Move.NONE
+        return move
 
     def _keep_minimum(self) -> None:
         """Take drains back while too few serve: one that died may have been counted on."""
-        missing = self.params.minimum - sum(record.serving for record in self._records.values())
+        missing = self.params.minimum - sum(record.alive for record in self._records.values())
         coming = [
             r for r in self._records.values() if r.goal is Goal.SERVE and r.sight and r.sight.look.serving
         ]
@@ -236,7 +249,7 @@ class Scaler:
     async def _move(self, sights: Mapping[str, Sight]) -> None:
         """One call per member; withdrawals of what sleeps before anything else."""
         moves = {
-            name: next_move(self._records[name], sight, self.params)
+            name: self._move_of(name, sight)
             for name, sight in sights.items()
             if name not in self._moving
         }

@@ -87,6 +87,7 @@ class Record:
     streak: int = 0  # looks in a row that found it serving
     stopped_looks: int = 0
     told_late: bool = False
+    router_tells: bool = False  # it has said before whether this member is in
 
     def aim(self, goal: Goal, now_s: float, origin: MemberStatus | None = None) -> None:
         """Begin to bring it somewhere; what was asked for before counts no more."""
@@ -106,6 +107,14 @@ class Record:
         self.reason = reason
 
     @property
-    def serving(self) -> bool:
+    def alive(self) -> bool:
         """In service, and the last look found it healthy and awake."""
         return self.status is MemberStatus.READY and self.sight is not None and self.sight.look.serving
+
+    @property
+    def serving(self) -> bool:
+        """Alive, and in the router for certain, where the router can tell."""
+        sight = self.sight
+        if sight is None or not self.alive:
+            return False
+        return sight.in_router is True or (sight.in_router is None and not self.router_tells)

@@ -26,6 +26,7 @@ def advance(r: Record, s: Sight, now_s: float, p: ScalerParams, spare: bool) -> 
     r.misses = 0 if s.look.healthy else r.misses + 1
     r.streak = r.streak + 1 if s.look.serving else 0
     r.stopped_looks = r.stopped_looks + 1 if s.backend in _ENDED and not s.look.healthy else 0
+    r.router_tells = r.router_tells or s.in_router is not None
     if s.in_router is True:
         r.proof = None
         r.served = r.served or s.look.healthy
@@ -48,6 +49,12 @@ def next_move(r: Record, s: Sight, p: ScalerParams) -> Move:
     if r.status is MemberStatus.READY and s.in_router is False and s.look.serving:
         return Move.ADMIT
     return Move.NONE
+
+
+def may_serve_now(s: Sight) -> bool:
+    """Whether requests may be reaching it, and be answered."""
+    ended = s.look.gone or s.backend in _ENDED | {BackendState.STOPPING}
+    return s.in_router is not False and not s.asleep and not ended
 
 
 def fail(r: Record, now_s: float, reason: str) -> None:
@@ -90,8 +97,8 @@ def _serve_move(r: Record, s: Sight, p: ScalerParams) -> Move:
     if s.look.serving and s.backend in _UP | {BackendState.UNKNOWN}:
         needs_warming = p.warm_up and not r.warmed and r.origin is not None
         return Move.WARM_UP if needs_warming else Move.ADMIT
-    if s.in_router is True:
-        return Move.WITHDRAW
+    if s.in_router is True and r.origin is MemberStatus.STOPPED and not r.asked:
+        return Move.WITHDRAW  # no request before it was warmed up
     ended = s.backend in _ENDED and not s.look.healthy
     if ended and r.origin is MemberStatus.STOPPED and Move.START not in r.asked:
         return Move.START
@@ -110,8 +117,13 @@ def _rest(r: Record, s: Sight, now_s: float, p: ScalerParams, spare: bool) -> No
             _found(r, now_s, "was found serving, out of the router")
         else:
             r.become(MemberStatus.UNKNOWN, now_s, f"serves, but the backend calls it {s.backend}")
+    elif _may_be_needed(r, s, spare):
+        r.failed_s = None
+        r.become(MemberStatus.UNKNOWN, now_s, "does not answer; kept in the router: too few others serve")
     elif _given_up(r, now_s, p):
         return
+    elif s.in_router is True and s.backend not in _ENDED:
+        _silent(r, now_s, p, spare)
     else:
         _settle(r, s, now_s)
 
@@ -144,8 +156,24 @@ def _ready(r: Record, s: Sight, now_s: float, p: ScalerParams, spare: bool) -> N
             )
 
 
+def _silent(r: Record, now_s: float, p: ScalerParams, spare: bool) -> None:
+    """Found in the router after a restart, and not heard yet: it may serve well."""
+    if r.misses >= p.dead_looks and spare:
+        fail(r, now_s, f"is in the router and has not answered {r.misses} looks")
+    else:
+        r.become(MemberStatus.UNKNOWN, now_s, "is in the router and does not answer")
+
+
+def _may_be_needed(r: Record, s: Sight, spare: bool) -> bool:
+    """Given up for its silence, not out of the router yet, and by now the others are too few."""
+    given_up = r.status is MemberStatus.FAILED and r.proof is None and s.in_router is not False
+    return given_up and not spare and not s.look.gone and s.backend not in _ENDED
+
+
 def _may_serve(r: Record, s: Sight, now_s: float, p: ScalerParams) -> bool:
-    """After a failure only once it has shown itself for a while."""
+    """After a failure only once it has shown itself for a while, or when it has never left the router."""
+    if r.failed_s is not None and s.in_router is True and r.goal is Goal.REST:
+        return s.backend is not BackendState.STOPPING
     return s.backend is not BackendState.STOPPING and (r.failed_s is None or r.streak >= p.dead_looks)
 
 
