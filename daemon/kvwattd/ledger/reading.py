@@ -1,0 +1,62 @@
+"""Reads a ledger, the daemon running or not. Never writes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+
+from kvwattd.ledger.entry import Entry, entry_from
+from kvwattd.ledger.schema import MIGRATIONS, SELECT, NewerFileError
+
+BUSY_S = 5.0
+
+
+class LedgerUnreadableError(Exception):
+    """There is no ledger, or it cannot be read; the message names the file and why."""
+
+
+def read(path: Path, from_ms: int, to_ms: int, instances: Iterable[str] = ()) -> list[Entry]:
+    """Rows that begin in [from_ms, to_ms), oldest first; of these instances, if any are named.
+
+    A row that was merged counts whole where it begins. Raises LedgerUnreadableError.
+    """
+    if not path.is_file():
+        raise LedgerUnreadableError(f"{path}: there is no such file")
+    try:
+        connection = _open(path)
+    except sqlite3.Error as error:
+        raise LedgerUnreadableError(f"{path}: {error}") from error
+    try:
+        rows = entries(connection, from_ms, to_ms)
+    except (sqlite3.Error, ValueError, NewerFileError) as error:
+        raise LedgerUnreadableError(f"{path}: {error}") from error
+    finally:
+        connection.close()
+    wanted = set(instances)
+    return [row for row in rows if not wanted or row.instance in wanted]
+
+
+def entries(connection: sqlite3.Connection, from_ms: int, to_ms: int) -> list[Entry]:
+    """Rows that begin in [from_ms, to_ms), oldest first. Raises sqlite3.Error, ValueError, NewerFileError."""
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if version > len(MIGRATIONS):
+        raise NewerFileError(f"schema version {version}: written by a later kvwatt; use that one to read it")
+    found = connection.execute(
+        f"{SELECT} WHERE start_ms >= ? AND start_ms < ? ORDER BY start_ms, id", (from_ms, to_ms)
+    )
+    return [entry_from(row) for row in found]
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Read-only; of a folder that cannot be written, which has no log beside the file, as it lies there."""
+    uri = path.resolve().as_uri()
+    connection = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=BUSY_S)
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        connection.close()
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN or Path(f"{path}-wal").exists():
+            raise
+        connection = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)
+    return connection
