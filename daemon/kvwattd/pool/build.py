@@ -59,6 +59,7 @@ def build(
         runs,
         counts,
         pool.expect,
+        config.daemon.state_dir / "capacity",
         can_sleep=pool.rest is not Rest.STOP and backend.can_sleep,
         can_stop=pool.rest is not Rest.SLEEP,
     )

@@ -1,63 +1,33 @@
 """What the planner is told of each kind of engine: capacity by the model, power and start-up as seen.
 
-A capacity table is made anew, in a thread, when the model, the promises or the lengths changed. Power at rest
-and the time of a start are the operator's until they were measured here.
+A capacity table is made anew by a worker when the model, the promises or the lengths changed; meanwhile the
+old one stands. Power at rest and the time of a start are the operator's until they were measured here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Mapping
+from pathlib import Path
 
 from kvwatt.capacity_table import CapacityTable
 from kvwatt.compiled import CompiledModel
 from kvwatt.pool import ActionKind, EngineKind, Member, MemberStatus
-from kvwatt.queueing import InstanceQueue, capacity_table
-from kvwatt.queueing_demand import Demand, lengths
-from kvwatt.state import EngineShape, Slo
 from kvwattd.config_pool import StartConfig
 from kvwattd.instance import InstanceRuntime
+from kvwattd.pool import capacity
+from kvwattd.pool.capacity import CapacityError
+from kvwattd.pool.capacity_worker import Job, Table
 from kvwattd.pool.counts import ScaleCounts
 from kvwattd.pool.power import RestPower
 
 log = logging.getLogger(__name__)
 
-LEVELS = (np.arange(48) + 0.5) / 48
-LEAST_FINISHED = 20.0  # requests whose lengths must be known
-REMAKE_S = 60.0
+REMAKE_S = 300.0  # between two tables of a kind where only lengths changed, and after a failure
 # Of the idle power of a ready engine, until it was read: an L20 draws 76 W ready, 61 W asleep at its lowest
 # clock and 36 W without a context.
 ASLEEP_SHARE, STOPPED_SHARE = 0.8, 0.5
-CHANGED_RATIO = 0.1  # of mean lengths or dispersion, worth another table
-
-
-@dataclass(frozen=True, slots=True)
-class _Basis:
-    """What a table was made of."""
-
-    compiled: CompiledModel
-    shape: EngineShape
-    slo: Slo
-    prompt_tokens: float
-    output_tokens: float
-    dispersion: float
-    made_s: float
-
-    def outdated(self, now: _Basis) -> bool:
-        """Whether another table would tell something else."""
-        if (self.compiled, self.shape, self.slo) != (now.compiled, now.shape, now.slo):
-            return True
-        pairs = (
-            (self.prompt_tokens, now.prompt_tokens),
-            (self.output_tokens, now.output_tokens),
-            (self.dispersion, now.dispersion),
-        )
-        changed = any(abs(b / a - 1.0) > CHANGED_RATIO for a, b in pairs)
-        return changed and now.made_s - self.made_s >= REMAKE_S
 
 
 class KindBook:
@@ -68,33 +38,73 @@ class KindBook:
         runs: Mapping[str, InstanceRuntime],
         counts: ScaleCounts,
         expect: StartConfig,
+        folder: Path,
         can_sleep: bool,
         can_stop: bool,
     ) -> None:
         self._runs = runs
         self._counts = counts
         self._expect = expect
+        self._folder = folder
         self._can_sleep, self._can_stop = can_sleep, can_stop
-        self._tables: dict[str, tuple[_Basis, CapacityTable]] = {}
+        self._tables: dict[str, tuple[Table, CapacityTable]] = {}
+        self._tried_s: dict[str, float] = {}
+        self._digests: dict[str, tuple[CompiledModel, str]] = {}
         self._gpus: dict[str, int] = {}
+        self._making: asyncio.Task[None] | None = None
         self.power = RestPower(runs, expect)
 
-    async def refresh(self, members: tuple[Member, ...], now_s: float) -> None:
-        """Take up what is new; a table is made in a thread, one at a time."""
+    def refresh(self, members: tuple[Member, ...], now_s: float) -> None:
+        """Take up readings, and have a table made where one is missing or outdated; waits for nothing."""
         self.power.observe(members, now_s)
-        for kind in dict.fromkeys(member.kind for member in members):
-            mine = [self._runs[member.name] for member in members if member.kind == kind]
-            self._gpus[kind] = len(mine[0].config.gpus)
-            found = _best_known(mine)
-            if found is None:
-                continue
-            basis, demand = _basis(found, now_s)
-            before = self._tables.get(kind)
-            if before is not None and not before[0].outdated(basis):
-                continue
-            table = await asyncio.to_thread(_table, basis, demand)
-            self._tables[kind] = basis, table
-            log.info("pool: kind %s: up to %.2f requests/s within the promises", kind, table.max_rate_per_s)
+        for member in members:
+            self._gpus[member.kind] = len(self._runs[member.name].config.gpus)
+        if self._making is not None and not self._making.done():
+            return
+        for kind in self._gpus:
+            found = self._wanted([self._runs[m.name] for m in members if m.kind == kind])
+            if found is not None and self._due(kind, *found, now_s):
+                self._tried_s[kind] = now_s
+                self._making = asyncio.create_task(self._make(kind, *found), name=f"capacity {kind}")
+                return
+
+    def _wanted(self, runs: list[InstanceRuntime]) -> tuple[Job, CompiledModel, str] | None:
+        """Of the member that has seen most requests end."""
+        runs.sort(key=lambda run: -run.observation.estimator.outputs.weight_requests)
+        for run in runs:
+            job = capacity.job_of(run)
+            if job is not None:
+                return *job, self._digest(run.name, job[1])
+        return None
+
+    def _digest(self, name: str, compiled: CompiledModel) -> str:
+        known = self._digests.get(name)
+        if known is None or known[0] is not compiled:
+            known = self._digests[name] = compiled, capacity.digest_of(compiled)
+        return known[1]
+
+    def _due(self, kind: str, job: Job, _: CompiledModel, digest: str, now_s: float) -> bool:
+        made, tried_s = self._tables.get(kind), self._tried_s.get(kind)
+        if tried_s is not None and now_s - tried_s < REMAKE_S and (made is None or made[0].model == digest):
+            return False
+        return made is None or capacity.outdated(made[0], job, digest)
+
+    async def _make(self, kind: str, job: Job, compiled: CompiledModel, digest: str) -> None:
+        folder = self._folder / kind
+        try:
+            table = await asyncio.to_thread(capacity.read, folder) if kind not in self._tables else None
+            if table is None or capacity.outdated(table, job, digest):
+                table = await capacity.made_by_worker(folder, job, compiled, digest)
+            self._tables[kind] = table, table.capacity()
+            log.info("pool: kind %s: %s", kind, capacity.told(self._tables[kind][1]))
+        except (CapacityError, OSError, ValueError) as error:
+            log.warning("pool: kind %s: no capacity: %s", kind, error)
+
+    async def close(self) -> None:
+        """End the worker."""
+        if self._making is not None:
+            self._making.cancel()
+            await asyncio.gather(self._making, return_exceptions=True)
 
     def known(self) -> Mapping[str, EngineKind]:
         """Every kind with a table."""
@@ -133,36 +143,3 @@ class KindBook:
 
 def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
-
-
-def _best_known(runs: Iterable[InstanceRuntime]) -> InstanceRuntime | None:
-    """The member of a kind that has a model and has seen most requests end."""
-    fit = [
-        run
-        for run in runs
-        if run.model.compiled is not None
-        and run.shape() is not None
-        and run.observation.traffic(run.slo) is not None
-        and run.observation.estimator.outputs.weight_requests >= LEAST_FINISHED
-    ]
-    return max(fit, key=lambda run: run.observation.estimator.outputs.weight_requests, default=None)
-
-
-def _basis(run: InstanceRuntime, now_s: float) -> tuple[_Basis, Demand]:
-    compiled, shape, traffic = run.model.compiled, run.shape(), run.observation.traffic(run.slo)
-    assert compiled is not None and shape is not None and traffic is not None  # noqa: S101 (see _best_known)
-    prompts, outputs = run.observation.estimator.prompts, run.observation.estimator.outputs
-    computed = traffic.prompt_mean_tokens / max(prompts.mean_tokens, 1.0)  # prefix hits are taken off
-    # Of arrivals at one member: a router that spreads evenly makes them no burstier than they come.
-    dispersion = max(traffic.dispersion, 1.0)
-    demand = Demand(
-        lengths([max(computed * prompts.quantile(float(q)), 1.0) for q in LEVELS]),
-        lengths([max(outputs.quantile(float(q)), 1.0) for q in LEVELS]),
-        dispersion,
-    )
-    basis = _Basis(compiled, shape, run.slo, demand.prompts.mean, demand.outputs.mean, dispersion, now_s)
-    return basis, demand
-
-
-def _table(basis: _Basis, demand: Demand) -> CapacityTable:
-    return capacity_table(InstanceQueue(basis.compiled, basis.shape, demand), basis.slo)

@@ -32,6 +32,7 @@ from kvwattd.pool import seen
 from kvwattd.pool.arrivals import Arrivals, Window
 from kvwattd.pool.counts import ScaleCounts
 from kvwattd.pool.manual import ManualScale, in_force
+from kvwattd.pool.minimum import to_minimum
 from kvwattd.pool.record import PlanRecord
 
 log = logging.getLogger(__name__)
@@ -42,11 +43,14 @@ STEP_S = 1.0
 class Kinds(Protocol):
     """What is known of each kind of engine; `pool.kinds.KindBook` learns it."""
 
-    async def refresh(self, members: tuple[Member, ...], now_s: float) -> None:
-        """Take up models, readings and start-up times that are new. Heavy work is done in a thread."""
+    def refresh(self, members: tuple[Member, ...], now_s: float) -> None:
+        """Take up models, readings and start-up times that are new. Heavy work is done elsewhere."""
 
     def known(self) -> Mapping[str, EngineKind]:
         """Those whose capacity is known."""
+
+    async def close(self) -> None:
+        """End what is done elsewhere."""
 
 
 class Learner(Protocol):
@@ -120,6 +124,7 @@ class Pool:
                 due_s = max(due_s + STEP_S, self._now())
                 await asyncio.sleep(due_s - self._now())
         finally:
+            await self.kinds.close()
             await self.scaler.close()
 
     async def _guarded(self, job: Callable[[], Awaitable[None]]) -> None:
@@ -144,17 +149,23 @@ class Pool:
         now_s, members = self._now(), self.scaler.members()
         self.manual = in_force(self.manual, now_s)
         self._learn(now_s, members)
-        await self.kinds.refresh(members, now_s)
-        kinds = self.kinds.known()
-        state = self._state(now_s, members, kinds)
-        if state is None:
-            return
+        self.kinds.refresh(members, now_s)
         params = self.params if self.manual is None else self.manual.over(self.params)
-        plan = self._planner(state, kinds, params, self._memory)
+        plan = self._planned(now_s, members, params)
         self._memory = plan.memory
         refused = await self._apply(plan.actions) if self.scaler.acting else ()
-        blind = not state.telemetry_ok
+        blind = self.fault is not None
         self.plans.add(plan, self.manual is not None, blind, self.scaler.acting, refused)
+
+    def _planned(self, now_s: float, members: tuple[Member, ...], params: PoolParams) -> PoolPlan:
+        """The planner's, or the minimum while the rate or every capacity is unknown."""
+        kinds = self.kinds.known()
+        known = tuple(member for member in members if member.kind in kinds)
+        if self.forecast is None or not known:
+            why = "no model and lengths of answers yet" if not known else "no rate of requests yet"
+            return to_minimum(now_s, members, params, self._memory, why)
+        state = PoolState(now_s, known, self.forecast, self.fault is None)
+        return self._planner(state, kinds, params, self._memory)
 
     def _learn(self, now_s: float, members: tuple[Member, ...]) -> None:
         errors = sum(self.scaler.errors.values())
@@ -176,15 +187,6 @@ class Pool:
             self._watched_s += window.dt_s
         if self._watched_s > 0.0:
             self.forecast = self._learner.forecast(now_s)
-
-    def _state(
-        self, now_s: float, members: tuple[Member, ...], kinds: Mapping[str, EngineKind]
-    ) -> PoolState | None:
-        """What is planned for; None while the rate or every capacity is unknown."""
-        known = tuple(member for member in members if member.kind in kinds)
-        if self.forecast is None or not known:
-            return None
-        return PoolState(now_s, known, self.forecast, self.fault is None)
 
     async def _apply(self, actions: tuple[PoolAction, ...]) -> tuple[Refusal, ...]:
         if not actions:
