@@ -1,4 +1,4 @@
-"""What is shipped for Prometheus and Grafana: promtool accepts it, its unit tests pass, it is true to the code."""
+"""What is shipped for Prometheus and Grafana: accepted by promtool, true to the code."""
 
 from __future__ import annotations
 
