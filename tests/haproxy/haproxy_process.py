@@ -194,7 +194,10 @@ class Haproxy:
             return None
 
     def _answers(self) -> bool:
-        return bool(self._safe_info())
+        if not self._safe_info() or not self._master:
+            return bool(self._safe_info())
+        with socket.socket(socket.AF_UNIX) as link:
+            return link.connect_ex(str(self.master_socket)) == 0
 
 
 def _pid(info: str) -> str:

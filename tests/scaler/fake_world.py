@@ -125,12 +125,12 @@ class FakeWorld:
         member = self.members[name]
         member.engine, member.until_s = engine, self.now() + self.takes_s[what]
 
-    def ends(self, name: str, what: str, forced: bool = False) -> None:
+    def ends(self, name: str, what: str) -> None:
         """Sleep or stop takes effect: nothing may be running."""
         member = self.members[name]
         if name in self.in_router:
             self._violated(f"{what} of {name} while in the router")
-        if member.requests and not (forced and self.forced_allowed):
+        if member.requests and not self.forced_allowed:
             self._violated(f"{what} of {name} with {len(member.requests)} requests")
         self.lost += len(member.requests)
 
@@ -251,13 +251,13 @@ class FakeBackend:
         assert withdrawn.member == member
         await self._world.hurts("backend", effect, member)
 
-    async def stop(self, member: str, *, force: bool = False) -> None:
+    async def stop(self, member: str) -> None:
         def effect() -> None:
             fake = self._world.members[member]
             if fake.engine is Engine.DEAD:
                 fake.engine = Engine.OFF
             elif fake.engine not in (Engine.OFF, Engine.STOPPING):
-                self._world.ends(member, "stop", force)
+                self._world.ends(member, "stop")
                 self._world.begin(member, Engine.STOPPING, "stop")
 
         await self._world.hurts("backend", effect, member)

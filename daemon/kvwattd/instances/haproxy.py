@@ -6,8 +6,9 @@ shutdown-sessions`). Every order is confirmed by reading the state back. The run
 process, so the scaler compares it at every step; the servers should be `disabled` in the configuration, so
 that a restarted HAProxy sends nothing to what sleeps until then (deploy/haproxy/).
 
-With a master socket (`-W -S`) every worker is told, those of before a reload too: they may still have
-connections of clients on which new requests come.
+With a master socket (`-W -S`) the workers of before a reload are seen too. They finish what they have, take
+no orders any more ("Proxy is disabled") and may still hand a waiting request to anybody who was in service
+when they were replaced: a withdrawal is confirmed once they have ended.
 """
 
 from __future__ import annotations
@@ -66,13 +67,14 @@ class HaproxyRouter:
         self._settings = settings
         self._sockets = [HaproxySocket(path, settings.timeout_s) for path in settings.sockets]
         self._masters = [HaproxySocket(path, settings.timeout_s) for path in settings.masters]
+        self._ordered_in: dict[str, bool] = {}
         self._told: set[str] = set()
 
     async def admit(self, member: str) -> None:
         """`ready` everywhere but in workers that are on their way out; confirmed."""
         server = self._server(member)
-        sockets = [*self._sockets, *(await self._workers(newest_only=True))]
-        for socket in sockets:
+        self._ordered_in[member] = True
+        for socket in await self._current():
             await socket.order(f"set server {self._settings.backend}/{server} state ready")
             if (await self._state(socket, server)).out:
                 raise RouterError("unconfirmed", f"{socket.path}: {server} is not ready though told so")
@@ -80,9 +82,11 @@ class HaproxyRouter:
     async def withdraw(self, member: str) -> None:
         """`drain`, or `maint` where it has no session; every process is told even if one does not answer."""
         server = self._server(member)
-        sockets = await self._everywhere()
+        self._ordered_in[member] = False
         results = await asyncio.gather(
-            *(self._withdraw(socket, server) for socket in sockets), return_exceptions=True
+            *(self._withdraw(socket, server) for socket in await self._current()),
+            *(self._gone_from(socket, server) for socket in await self._old()),
+            return_exceptions=True,
         )
         for result in results:
             if isinstance(result, BaseException):
@@ -91,24 +95,31 @@ class HaproxyRouter:
     async def sessions(self, member: str) -> int | None:
         """Established and queued, of all processes together; None where one does not tell."""
         server = self._server(member)
-        states = await asyncio.gather(*(self._state(socket, server) for socket in await self._everywhere()))
+        sockets = [*await self._current(), *await self._old()]
+        states = await asyncio.gather(*(self._state(socket, server) for socket in sockets))
         counts = [state.sessions for state in states]
         return None if None in counts else sum(count for count in counts if count is not None)
 
     async def admitted(self) -> frozenset[str] | None:
-        """Members that are in service in any process; None where one cannot be asked."""
+        """Members in service; None where a process cannot be asked.
+
+        One that is in service in some processes only is told as the opposite of what was ordered last: so it
+        is ordered again.
+        """
         try:
-            sockets = await self._everywhere()
+            sockets = await self._current()
             found = await asyncio.gather(*(s.servers(self._settings.backend) for s in sockets))
         except RouterError as error:
             log.debug("haproxy: %s", error)
             return None
         self._advise(found)
-        return frozenset(
-            member
-            for member, server in self._settings.servers.items()
-            if any(server in servers and not servers[server].out for servers in found)
-        )
+        return frozenset(m for m, server in self._settings.servers.items() if self._is_in(m, server, found))
+
+    def _is_in(self, member: str, server: str, found: Sequence[Mapping[str, ServerState]]) -> bool:
+        states = [server in servers and not servers[server].out for servers in found]
+        if all(states) or not any(states):
+            return all(states)
+        return not self._ordered_in.get(member, True)
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -119,15 +130,19 @@ class HaproxyRouter:
         except KeyError as error:
             raise RouterError("unknown-member", f"no server is configured for {member!r}") from error
 
-    async def _everywhere(self) -> list[HaproxySocket]:
-        return [*self._sockets, *(await self._workers())]
+    async def _current(self) -> list[HaproxySocket]:
+        """Every process that takes new connections."""
+        newest = [master.worker((await master.workers())[0]) for master in self._masters]
+        return [*self._sockets, *newest]
 
-    async def _workers(self, newest_only: bool = False) -> list[HaproxySocket]:
-        found = []
-        for master in self._masters:
-            pids = await master.workers()
-            found += [master.worker(pid) for pid in (pids[:1] if newest_only else pids)]
-        return found
+    async def _old(self) -> list[HaproxySocket]:
+        """Workers of before a reload that have not ended."""
+        return [master.worker(pid) for master in self._masters for pid in (await master.workers())[1:]]
+
+    async def _gone_from(self, socket: HaproxySocket, server: str) -> None:
+        if not (await self._state(socket, server)).out:
+            told = f"{socket.path}: a worker of before a reload still finishes its requests"
+            raise RouterError("unconfirmed", told)
 
     async def _withdraw(self, socket: HaproxySocket, server: str) -> None:
         order = f"set server {self._settings.backend}/{server} state "

@@ -69,6 +69,8 @@ class HaproxySocket:
         text = data.decode("utf-8", "replace")
         if "permission denied" in text[:200].lower():
             raise RouterError("forbidden", f"{self.path} refuses {command!r}: it needs `level admin`")
+        if text.startswith("Can't find the target PID"):
+            raise RouterError("unreachable", f"{self.path}: worker {self._prefix.strip()} has ended")
         return text
 
     async def order(self, command: str) -> None:
@@ -93,6 +95,7 @@ class HaproxySocket:
         reader, writer = await asyncio.open_unix_connection(str(self.path))
         try:
             writer.write(command)
+            writer.write_eof()  # a master socket waits for more otherwise
             await writer.drain()
             data = bytearray()
             while chunk := await reader.read(1 << 16):

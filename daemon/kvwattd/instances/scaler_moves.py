@@ -116,12 +116,13 @@ class Mover:
             await self._router.withdraw(r.name)
         elif r.quiet > p.quiet_looks:
             r.quiet = 0
-            await self._end(r, force=False)
+            await self._end(r)
 
     async def _force_stop(self, r: Record, s: Sight, p: ScalerParams) -> None:
-        await self._end(r, force=True)
+        """The operator's choice, or nothing was ever sent to it; the backend may still refuse (busy)."""
+        await self._end(r)
 
-    async def _end(self, r: Record, force: bool) -> None:
+    async def _end(self, r: Record) -> None:
         """Written down before it is asked: after a crash nobody takes it back into service too early."""
         assert r.proof is not None  # noqa: S101  # the rules withdraw first
         if not r.ending:
@@ -130,8 +131,6 @@ class Mover:
         goal = r.goal
         if goal is Goal.SLEEP:
             await self._backend.sleep(r.name, r.proof)
-        elif force:
-            await self._backend.stop(r.name, force=True)
         else:
             await self._backend.stop(r.name)
         if r.goal is goal:

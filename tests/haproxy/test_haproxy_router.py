@@ -1,0 +1,186 @@
+"""The HAProxy router against a real HAProxy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from haproxy_process import Haproxy
+from tiny_engine import TinyEngine
+
+from kvwattd.instances.haproxy import HaproxyRouter, HaproxySettings
+from kvwattd.instances.router import RouterError
+
+
+class Scene:
+    """Two engines behind one HAProxy."""
+
+    def __init__(self, proxy: Haproxy, a: TinyEngine, b: TinyEngine, router: HaproxyRouter) -> None:
+        self.proxy, self.a, self.b, self.router = proxy, a, b, router
+        self.http = httpx.AsyncClient(trust_env=False, timeout=20.0)
+
+    async def post(self) -> str:
+        return (await self.http.post(self.proxy.url, content=b"x")).raise_for_status().text
+
+    async def names(self, count: int = 8) -> set[str]:
+        return {await self.post() for _ in range(count)}
+
+
+@asynccontextmanager
+async def scene(folder: Path, **options: object) -> AsyncIterator[Scene]:
+    async with TinyEngine("a") as a, TinyEngine("b") as b:
+        proxy = Haproxy(folder, {"sa": a.port, "sb": b.port}, **options)  # type: ignore[arg-type]
+        await asyncio.to_thread(proxy.start)
+        masters = [proxy.master_socket] if options.get("master") else []
+        sockets = [] if masters else [proxy.socket]
+        settings = HaproxySettings(sockets, "vllm", {"a": "sa", "b": "sb"}, masters)
+        found = Scene(proxy, a, b, HaproxyRouter(settings))
+        try:
+            yield found
+        finally:
+            await found.http.aclose()
+            await asyncio.to_thread(proxy.close)
+
+
+async def eventually(holds: Callable[[], bool], what: str) -> None:
+    async with asyncio.timeout(20.0):
+        while not holds():  # noqa: ASYNC110  # the state is another process's
+            await asyncio.sleep(0.02)
+    assert holds(), what
+
+
+async def test_servers_serve_once_admitted(tmp_path: Path) -> None:
+    """`disabled` in the configuration: nobody serves before he is admitted, and only who is."""
+    async with scene(tmp_path) as s:
+        assert await s.router.admitted() == frozenset()
+        assert (await s.http.post(s.proxy.url, content=b"x")).status_code == 503
+        await s.router.admit("a")
+        assert await s.router.admitted() == {"a"}
+        assert await s.names() == {"a"}
+        await s.router.admit("b")
+        await s.router.admit("b")
+        assert await s.names() == {"a", "b"}
+
+
+@pytest.mark.parametrize("options", ["", "on-marked-down shutdown-sessions"])
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_what_runs_is_finished(tmp_path: Path, options: str, threads: int) -> None:
+    """A withdrawn server finishes what it has, gets nothing new, and is in maintenance once it is empty."""
+    async with scene(tmp_path, server_options=options, threads=threads) as s:
+        await s.router.admit("a")
+        s.a.answer_s = 1.0
+        running = [asyncio.create_task(s.post()) for _ in range(3)]
+        await eventually(lambda: s.a.running == 3, "requests run")
+        await s.router.admit("b")
+        assert await s.router.sessions("a") == 3
+        await s.router.withdraw("a")
+        assert await s.router.admitted() == {"b"}
+        assert await s.names() == {"b"}
+        assert await asyncio.gather(*running) == ["a"] * 3
+        assert await s.router.sessions("a") == 0
+        await s.router.withdraw("a")
+        assert "MAINT" in s.proxy.command("show stat vllm 4 -1")
+        assert s.a.got == 3
+
+
+async def test_what_waits_in_haproxy_goes_elsewhere(tmp_path: Path) -> None:
+    """Requests that wait for a slot of a full server are not its own: they go to whoever is in service."""
+    async with scene(tmp_path, server_options="maxconn 1") as s:
+        await s.router.admit("a")
+        s.a.answer_s = 1.0
+        running = [asyncio.create_task(s.post()) for _ in range(3)]
+        await eventually(lambda: s.a.running == 1, "one runs")
+        await s.router.admit("b")
+        await s.router.withdraw("a")
+        assert sorted(await asyncio.gather(*running)) == ["a", "b", "b"]
+
+
+async def test_an_engine_that_sleeps_fails_its_health_check(tmp_path: Path) -> None:
+    """The second net: the example's check takes a sleeping engine out though it was never withdrawn."""
+    async with scene(tmp_path, check="100ms") as s:
+        await s.router.admit("a")
+        await s.router.admit("b")
+        s.a.asleep = True
+        await eventually(lambda: "DOWN" in s.proxy.command("show stat vllm 4 -1"), "DOWN")
+        assert await s.names() == {"b"}
+        s.a.asleep = False
+        await eventually(lambda: "DOWN" not in s.proxy.command("show stat vllm 4 -1"), "up again")
+
+
+async def test_a_restart_loses_the_state(tmp_path: Path) -> None:
+    """SIGKILL and start: out of reach meanwhile, then everybody is out, as the configuration says."""
+    async with scene(tmp_path) as s:
+        await s.router.admit("a")
+        await asyncio.to_thread(s.proxy.kill)
+        assert await s.router.admitted() is None
+        with pytest.raises(RouterError, match="unreachable"):
+            await s.router.withdraw("a")
+        await asyncio.to_thread(s.proxy.start)
+        assert await s.router.admitted() == frozenset()
+        await s.router.admit("a")
+        assert await s.names(2) == {"a"}
+
+
+async def test_a_withdrawal_waits_for_the_workers_of_before_a_reload(tmp_path: Path) -> None:
+    """They take no orders any more: confirmed only when they have ended. The new one is told at once."""
+    async with scene(tmp_path, master=True) as s:
+        await s.router.admit("a")
+        s.a.answer_s = 3.0
+        running = asyncio.create_task(s.post())
+        await eventually(lambda: s.a.running == 1, "one runs")
+        await asyncio.to_thread(s.proxy.reload)
+        while (admitted := await s.router.admitted()) is None:
+            await asyncio.sleep(0.02)  # the master starts anew too
+        assert admitted == frozenset()  # in the new worker, as configured
+        assert await s.router.sessions("a") == 1
+        await s.router.admit("a")
+        await s.router.admit("b")
+        with pytest.raises(RouterError, match="before a reload"):
+            await s.router.withdraw("a")
+        assert await s.router.admitted() == {"b"}
+        assert await s.names(3) == {"b"}
+        assert await running == "a"
+        for _ in range(200):
+            with contextlib.suppress(RouterError):
+                await s.router.withdraw("a")
+                break
+            await asyncio.sleep(0.05)
+        await s.router.withdraw("a")
+
+
+async def test_two_haproxys_are_told_the_same(tmp_path: Path) -> None:
+    """In service in one of them only: ordered again, whichever way it was meant."""
+    async with scene(tmp_path / "1") as s, scene(tmp_path / "2") as other:
+        both = HaproxySettings([s.proxy.socket, other.proxy.socket], "vllm", {"a": "sa", "b": "sb"})
+        router = HaproxyRouter(both)
+        await router.admit("a")
+        assert await s.router.admitted() == await other.router.admitted() == {"a"}
+        await other.router.withdraw("a")
+        assert await router.admitted() == frozenset()  # meant to be in: told as out
+        await router.withdraw("a")
+        await other.router.admit("a")
+        assert await router.admitted() == {"a"}  # meant to be out: told as in
+        await asyncio.to_thread(other.proxy.kill)
+        with pytest.raises(RouterError, match="unreachable"):
+            await router.withdraw("a")
+        assert await router.admitted() is None
+
+
+async def test_names_and_permissions_are_told(tmp_path: Path) -> None:
+    async with scene(tmp_path) as s:
+        with pytest.raises(RouterError, match="unknown-member"):
+            await s.router.admit("c")
+        wrong = HaproxyRouter(HaproxySettings([s.proxy.socket], "nothing", {"a": "sa"}))
+        with pytest.raises(RouterError, match="unknown-member"):
+            await wrong.withdraw("a")
+        assert await wrong.admitted() is None
+        gone = HaproxyRouter(HaproxySettings([s.proxy.socket], "vllm", {"a": "sx"}))
+        with pytest.raises(RouterError, match="no server 'sx'"):
+            await gone.withdraw("a")
+    with pytest.raises(ValueError, match="no name of a backend"):
+        HaproxySettings([tmp_path], "vllm; set", {})
