@@ -27,7 +27,7 @@ DAY_S = 86400.0
 SLOT_S = 600.0
 SLOTS = int(DAY_S / SLOT_S)
 LEAST_WINDOW_S = 10.0  # arrivals are folded into windows of at least so long
-LEVEL_SD = np.array([0.003, 0.01, 0.03, 0.1])  # of sqrt(1/s), per sqrt(s)
+LEVEL_SD = np.array([0.001, 0.003, 0.01, 0.03, 0.1])  # of sqrt(1/s), per sqrt(s)
 TREND_SD = np.array([0.0, 1e-5, 1e-4])  # of the slope per s, per sqrt(s)
 DISPERSIONS = np.array([1.0, 2.0, 5.0, 15.0, 50.0])
 TREND_LIFE_S = 300.0
@@ -90,7 +90,7 @@ class RateForecast:
 
 
 class RateLearner:
-    """Learns from counts of arrivals; `forecast` changes nothing. State: 60 filters and 144 numbers."""
+    """Learns from counts of arrivals; `forecast` changes nothing. State: 75 filters and 144 numbers."""
 
     def __init__(self) -> None:
         grid = np.meshgrid(LEVEL_SD**2, TREND_SD**2, DISPERSIONS, indexing="ij")
@@ -206,17 +206,18 @@ class RateLearner:
 
     def _end_slot(self, number: int, total: float, seconds: float) -> None:
         """What the table promised from the slot before to this one, and what came; then the table learns."""
-        place, before = number % SLOTS, (number - 1) % SLOTS
+        place = number % SLOTS
         mean = total / seconds
         if seconds < SLOT_S / 4:
             return
         last = self._last_slot
-        if last is not None and last[0] == number - 1 and np.isfinite(self._day[[place, before]]).all():
-            said, came = float(self._day[place] - self._day_before), mean - last[1]
-            self._day_xy = 0.99 * self._day_xy + said * came
-            self._day_xx = 0.99 * self._day_xx + said**2
+        if last is not None and last[0] == number - 1:
+            said, came = float(self._day[place]) - self._day_before, mean - last[1]
+            if isfinite(said):  # the table knew both slots before
+                self._day_xy = 0.99 * self._day_xy + said * came
+                self._day_xx = 0.99 * self._day_xx + said**2
         self._last_slot = (number, mean)
-        self._day_before = self._day[place]
+        self._day_before = float(self._day[place])
         known = self._day[place]
         self._day[place] = mean if not np.isfinite(known) else known + 0.4 * (mean - known)
 

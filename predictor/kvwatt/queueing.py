@@ -28,7 +28,9 @@ __all__ = [
     "Demand",
     "InstanceQueue",
     "Latency",
+    "MixedQueue",
     "Operation",
+    "Regime",
     "capacity_table",
     "lengths",
 ]
@@ -91,28 +93,7 @@ class InstanceQueue:
         self._room = room
 
     def at(self, rate_per_s: float, clock: int) -> Operation:
-        """Column `clock` of the model's clocks; the rate's slow moves are mixed by what they serve."""
-        factors, shares = self.demand.rate_factors, self.demand.rate_shares
-        parts = [self._steady(rate_per_s * float(factor), clock) for factor in factors]
-        served = factors * shares / float(factors @ shares)
-
-        def mixed(each: Sequence[Latency]) -> Latency:
-            return Latency.mixed(list(each), served)
-
-        return Operation(
-            clock_mhz=self.model.clocks_mhz[clock],
-            rate_per_s=rate_per_s,
-            carries=all(p.carries for p in parts),
-            batch=float(shares @ [p.batch for p in parts]),
-            tbt_s=float(served @ [p.tbt_s for p in parts]),
-            ttft=mixed([p.ttft for p in parts]),
-            tbt=mixed([p.tbt for p in parts]),
-            e2e=mixed([p.e2e for p in parts]),
-            itl=mixed([p.itl for p in parts]),
-            power_w=float(shares @ [p.power_w for p in parts]),
-        )
-
-    def _steady(self, rate_per_s: float, clock: int) -> Operation:
+        """Column `clock` of the model's clocks."""
         demand = self.demand
         every = np.arange(self.seats + 1.0)
         tau_nodes = self._mean_steps(rate_per_s, clock)
@@ -180,6 +161,48 @@ class InstanceQueue:
     def watts(self, clock: int, batch: float, by_time: FloatArray) -> float:
         """Mean watts of steps weighted by the time they take: `by_time` (rows + 1,)."""
         return float(by_time @ self._row(self._step_w, clock, batch))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Regime:
+    """Traffic of the share `share` of all time, at `rate_factor` times the mean rate."""
+
+    share: float
+    rate_factor: float
+    queue: InstanceQueue
+
+
+class MixedQueue:
+    """One engine under traffic whose rate and lengths move more slowly than queues do (minutes).
+
+    Raises ValueError for shares that do not sum to 1 and factors whose mean is not 1.
+    """
+
+    def __init__(self, regimes: Sequence[Regime]) -> None:
+        self._regimes = tuple(regimes)
+        self._shares = np.array([r.share for r in regimes])
+        self._factors = np.array([r.rate_factor for r in regimes])
+        total, mean = float(self._shares.sum()), float(self._shares @ self._factors)
+        if abs(total - 1.0) > 1e-6 or abs(mean - 1.0) > 1e-6:
+            raise ValueError(f"shares must sum to 1 and factors average 1, got {total:g} and {mean:g}")
+        self.model = regimes[0].queue.model
+
+    def at(self, rate_per_s: float, clock: int) -> Operation:
+        """Latencies mixed by what each regime serves, batch and watts by its time."""
+        parts = [r.queue.at(rate_per_s * r.rate_factor, clock) for r in self._regimes]
+        served = self._factors * self._shares
+        return Operation(
+            clock_mhz=self.model.clocks_mhz[clock],
+            rate_per_s=rate_per_s,
+            carries=all(p.carries for p in parts),
+            batch=float(self._shares @ [p.batch for p in parts]),
+            tbt_s=float(served @ [p.tbt_s for p in parts]),
+            ttft=Latency.mixed([p.ttft for p in parts], served),
+            tbt=Latency.mixed([p.tbt for p in parts], served),
+            e2e=Latency.mixed([p.e2e for p in parts], served),
+            itl=Latency.mixed([p.itl for p in parts], served),
+            power_w=float(self._shares @ [p.power_w for p in parts]),
+        )
 
 
 def _fits(shape: EngineShape, demand: Demand) -> FloatArray:
@@ -268,7 +291,11 @@ def _requests(
 
 
 def capacity_table(
-    queue: InstanceQueue, slo: Slo, clocks: Sequence[int] | None = None, rates: int = 13, bisections: int = 6
+    queue: InstanceQueue | MixedQueue,
+    slo: Slo,
+    clocks: Sequence[int] | None = None,
+    rates: int = 13,
+    bisections: int = 6,
 ) -> CapacityTable:
     """Largest rate at each clock within `slo`, and watts at `rates` rates up to the largest.
 
@@ -287,7 +314,7 @@ def capacity_table(
     return CapacityTable(tuple(known[c] for c in columns), grid, watts, limits)
 
 
-def _largest_rate(queue: InstanceQueue, slo: Slo, clock: int, bisections: int) -> float:
+def _largest_rate(queue: InstanceQueue | MixedQueue, slo: Slo, clock: int, bisections: int) -> float:
     low, high = 0.0, 1.0
     while high < 1e4 and queue.at(high, clock).keeps(slo):
         low, high = high, 2.0 * high

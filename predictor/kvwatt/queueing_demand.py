@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,6 @@ PER_DECADE = 200
 LOWEST_S, DECADES = 1e-3, 6
 BINS = PER_DECADE * DECADES
 _EDGES: FloatArray = LOWEST_S * 10.0 ** (np.arange(BINS) / PER_DECADE)
-_STEADY: FloatArray = np.ones(1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,15 +22,11 @@ class Demand:
     """Traffic but for its rate. `prompts` to be computed (prefix hits taken off) and `outputs`, in tokens.
 
     `dispersion`: variance / mean of arrival counts over about the seconds that a queue lasts; 1 = Poisson.
-    `rate_factors`, `rate_shares`: the rate relative to its mean where it moves more slowly than queues do
-    (minutes), and the share of time at each.
     """
 
     prompts: Prompts
     outputs: Prompts
     dispersion: float = 1.0
-    rate_factors: FloatArray = field(default_factory=lambda: _STEADY)
-    rate_shares: FloatArray = field(default_factory=lambda: _STEADY)
 
     @property
     def decode_steps(self) -> float:
