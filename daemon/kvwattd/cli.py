@@ -44,6 +44,9 @@ COMMANDS = {
     "run": Command("Run the daemon beside vLLM.", "kvwattd.commands.run:run"),
     "guard": Command("Run the privileged process that alone writes clocks.", "kvwattd.commands.guard:app"),
     "status": Command("Show what a running daemon does.", "kvwattd.commands.status:status"),
+    "report": Command(
+        "Show what was used and saved, with intervals, from the ledger.", "kvwattd.commands.report:report"
+    ),
     "token": Command("Make a token for the daemon's REST interface.", "kvwattd.commands.token:token"),
     "replay": Command("Replay a trace or a recording on a simulated plant under any policy."),
     "sim": Command("Make, show, set and break simulated GPUs."),

@@ -35,6 +35,8 @@ from kvwattd.config_values import (
     SecondsOrNever,
     SocketPath,
 )
+from kvwattd.ledger.config import HoldoutConfig, LedgerConfig
+from kvwattd.money import CostConfig
 
 __all__ = [
     "ApiConfig",
@@ -166,7 +168,6 @@ class InstanceConfig(_Section):
     max_num_batched_tokens: Count = 2048
     kind: InstanceName | None = None
     command: Argv | None = None
-    unit: Word | None = None
     server: Word | None = None
     slo: SloConfig = SloConfig()
 
@@ -188,6 +189,9 @@ class Config(BaseSettings):
     model: ModelConfig = ModelConfig()
     tap: TapConfig = TapConfig()
     record: RecordConfig = RecordConfig()
+    ledger: LedgerConfig = LedgerConfig()
+    holdout: HoldoutConfig = HoldoutConfig()
+    cost: CostConfig = CostConfig()
     slo: SloConfig = SloConfig()
     policy: PolicyConfig = PolicyConfig()
     pool: PoolConfig = PoolConfig()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from kvwattd.guard_child import GuardChild
 from kvwattd.instance import InstanceRuntime
+from kvwattd.ledger.day import Ledger
 from kvwattd.recording.day import Recording
 from kvwattd.telemetry.gpu import GpuInfo, GpuReader, GpuUnavailable
 
@@ -19,10 +20,15 @@ class Gpus:
     """Reads the GPUs of `runs`; call `regroup` when instances come or go."""
 
     def __init__(
-        self, runs: Mapping[str, InstanceRuntime], recording: Recording, guard_child: GuardChild | None
+        self,
+        runs: Mapping[str, InstanceRuntime],
+        recording: Recording,
+        ledger: Ledger,
+        guard_child: GuardChild | None,
     ) -> None:
         self._runs = runs
         self._recording = recording
+        self._ledger = ledger
         self._guard_child = guard_child
         self._reader = GpuReader(self._selectors(), GPU_DEADLINE_S)
         self._regrouped = False  # instances came or went: their GPUs are not assigned yet
@@ -59,6 +65,7 @@ class Gpus:
                 run.on_gpu(samples, self._reader.failures)
                 run.on_energy(self._reader.accounts())
                 self._recording.on_gpu(run)
+                self._ledger.on_gpu(run)
             await asyncio.sleep(GPU_PERIOD_S)
 
     async def _assign(self, infos: tuple[GpuInfo, ...]) -> None:

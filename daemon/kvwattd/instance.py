@@ -18,6 +18,7 @@ from kvwattd.config import InstanceConfig, Mode
 from kvwattd.durations import Durations
 from kvwattd.holdbacks import HoldBacks
 from kvwattd.latency_monitor import LatencyMonitor
+from kvwattd.ledger.holding import HoldoutRun
 from kvwattd.observation import Observation
 from kvwattd.promises import Promises
 from kvwattd.regime import DECIDES, Facts, Regime, Standing, advance
@@ -85,6 +86,7 @@ class InstanceRuntime:
     decisions: deque[Recorded] = field(default_factory=lambda: deque(maxlen=DECISIONS_KEPT))
     bindings: Counter[Binding] = field(default_factory=Counter)
     savings: Savings = field(default_factory=Savings)
+    holdout: HoldoutRun = field(default_factory=HoldoutRun)  # holds nothing until a ledger is kept
     latencies: LatencyMonitor = field(default_factory=LatencyMonitor)
     promises: Promises = field(default_factory=Promises)
     _guard_alarm: str | None = None
@@ -139,7 +141,8 @@ class InstanceRuntime:
         )
         if before and self.regime in DECIDES:
             used_j = sum(mine[u].energy_j - before[u].energy_j for u in mine if u in before)
-            self.savings.observe(used_j, self.last, self.regime is Regime.ACTIVE)
+            decided = None if self.holdout.held else self.last
+            self.savings.observe(used_j, decided, self.regime is Regime.ACTIVE)
 
     def on_page(self, page: EngineSnapshot, layout: str | None = None) -> None:
         """Fold in an accepted page: what is observed, how promises are kept, whether forecasts held."""
@@ -207,11 +210,13 @@ class InstanceRuntime:
         if fault is not None:
             self._trusted_since_s = now_s
         self._advance(now_s, mode, fault, guard_ready)
+        held = self.holdout.hold(now_s, self.regime is Regime.ACTIVE, self.observation.snapshot)
         target: int | None = None
         if self.regime is Regime.OVERRIDE and self.override is not None:
             target = self.override.clock_mhz
         elif self.regime in DECIDES:
-            target = self._decide(now_s)
+            decided = self._decide(now_s)
+            target = None if held else decided
         elif self.regime is Regime.PARKED and mode is Mode.ACTIVE and self._may_hold():
             target = self.parked_mhz
         if target != self.applied.clock_mhz:
@@ -276,7 +281,8 @@ class InstanceRuntime:
 
     def _record(self, decision: Decision) -> None:
         """Keep the decision; one that repeats the last one's outcome replaces it."""
-        recorded = Recorded(decision, self.regime, self.regime is Regime.ACTIVE)
+        applied = self.regime is Regime.ACTIVE and not self.holdout.held
+        recorded = Recorded(decision, self.regime, applied)
         previous = self.decisions[-1] if self.decisions else None
         same = (
             previous is not None

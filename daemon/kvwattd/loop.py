@@ -28,6 +28,7 @@ from kvwattd.guard_child import GuardChild
 from kvwattd.guard_link import GuardLink, Wish
 from kvwattd.instance import InstanceRuntime
 from kvwattd.learning import Learner, SampleLog
+from kvwattd.ledger.day import Ledger
 from kvwattd.model_versions import VersionStore
 from kvwattd.models import Models
 from kvwattd.observation import Observation
@@ -74,9 +75,10 @@ class Daemon:
         self.link = GuardLink(config.guard.socket, config.guard.timeout_s, now, self._progressing)
         self.guard_child = GuardChild(config) if config.guard.spawn else None
         self.recording = Recording(config.record.dir, config.record.max_mb * 1_000_000)
+        self.ledger = Ledger(config.ledger, config.holdout, config.daemon.state_dir, now, lambda: self.mode)
         self.samples = SampleLog(config.daemon.state_dir / "samples")
-        self.polling = Polling(now, self.learners, self.samples, self.recording)
-        self.gpus = Gpus(self.runs, self.recording, self.guard_child)
+        self.polling = Polling(now, self.learners, self.samples, self.recording, self.ledger)
+        self.gpus = Gpus(self.runs, self.recording, self.ledger, self.guard_child)
         self.pool = build(config, self.runs, now, self._rest_mhz, acting=self.mode is Mode.ACTIVE)
         self.tap = TapReceiver(config.tap.socket, self._on_record) if config.tap.socket else None
 
@@ -111,6 +113,7 @@ class Daemon:
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set; on the way out the guard is told to restore every clock."""
         self.recording.start()
+        self.ledger.start()
         jobs: list[Awaitable[None]] = [
             self.gpus.run(),
             self._models(),
@@ -139,6 +142,7 @@ class Daemon:
             self.polling.end()
             self.gpus.close()
             self.recording.close()
+            self.ledger.close()
             if self.tap is not None:
                 self.tap.close()
 
@@ -161,6 +165,7 @@ class Daemon:
             await self.link.released(name, self.config.guard.lease_s)
         self.link.forget(name)
         self.models.forget(name)
+        self.ledger.forget(name)
 
     def set_mode(self, mode: Mode) -> None:
         """Change the mode; leaving `active` drops the guard connection, which restores the clocks.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from kvwatt.state import EngineSnapshot
 from kvwattd.instance import InstanceRuntime
 from kvwattd.learning import Learner, SampleLog
+from kvwattd.ledger.day import Ledger
 from kvwattd.recording.day import Recording
 from kvwattd.regime import Regime
 from kvwattd.telemetry.poller import Poller, TelemetryError
@@ -22,11 +23,13 @@ class Polling:
         learners: Mapping[str, Learner],
         samples: SampleLog,
         recording: Recording,
+        ledger: Ledger,
     ) -> None:
         self._now = now
         self._learners = learners
         self._samples = samples
         self._recording = recording
+        self._ledger = ledger
         self._group: asyncio.TaskGroup | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -81,6 +84,7 @@ class Polling:
         """Fold in an accepted page: what it shows, what it teaches."""
         run.on_page(snapshot, layout)
         self._recording.on_page(run)
+        self._ledger.on_page(run)
         steady = self._now() - run.applied.since_s > _steady_window_s(run)
         if run.model.compiled is not None:
             run.observation.calibrate(run.model.compiled, run.samples, steady)

@@ -31,6 +31,11 @@ class HoldoutRun:
         self.windows = 0
 
     @property
+    def held(self) -> bool:
+        """Whether driver default stands for what was decided at the latest tick."""
+        return self.arm in HELD
+
+    @property
     def slot(self) -> Slot | None:
         """The slot in progress."""
         return self._slot
@@ -47,7 +52,7 @@ class HoldoutRun:
         if self._params.share > 0.0:
             self._advance(now_s, page)
         self.arm = self._arm(now_s)
-        return self.arm in HELD
+        return self.held
 
     def _advance(self, now_s: float, page: EngineSnapshot | None) -> None:
         """The next slot, once this one is over and its load is known."""

@@ -1,0 +1,192 @@
+"""What goes into the ledger, taken from what the daemon observes of one instance. Pure but for the sink.
+
+An interval closes when it is as long as configured, and when arm, slot or mode change, so that each row is of
+one kind. Energy is that of the readings in it: an edge is off by half a reading's period at most.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from kvwatt.counterfactual import AtClocks, at_clocks, spread
+from kvwatt.holdout import HELD, Arm
+from kvwatt.state import Binding, Decision
+from kvwattd.config import Mode
+from kvwattd.instance import InstanceRuntime
+from kvwattd.ledger.counting import JudgedRequests, Sums, Tokens, Whole
+from kvwattd.ledger.entry import NO_STRATUM, Entry
+from kvwattd.promises import Promises
+from kvwattd.regime import DECIDES, Regime
+
+CLOCKS_JUDGED = 8
+LONGEST_S = 3.0  # between two readings of the GPUs
+Kind = tuple[Mode, Arm, int, int]
+
+
+class Taking:
+    """Intervals of one instance, given to `put`. `run_id`: the daemon's start."""
+
+    def __init__(
+        self, run: InstanceRuntime, run_id: int, interval_s: float, put: Callable[[Entry], None]
+    ) -> None:
+        self.run = run
+        self._run_id = run_id
+        self._interval_s = interval_s
+        self._put = put
+        self._tokens, self._judged, self._promises = Tokens(), JudgedRequests(), Promises()
+        self._promises.attainment = self._judged
+        self._sums, self._whole = Sums(), Whole()
+        self._bindings: Counter[Binding] = Counter(run.bindings)
+        self._kind: Kind | None = None
+        self._opened_s, self._opened_ms = 0.0, 0
+        # The first interval of each instance ends at another moment: they are not all closed at once.
+        self._length_s = interval_s * (0.5 + zlib.crc32(run.name.encode()) / 2.0**33)
+        self._last_s: float | None = None
+        self._totals: dict[str, tuple[float, float]] = {}
+
+    def on_page(self) -> None:
+        """After the instance took in a page."""
+        seen = self.run.observation
+        if seen.snapshot is None:
+            return
+        if seen.snapshot is seen.first:
+            self._promises.restart()
+        self._tokens.on_page(seen.snapshot, seen.snapshot is seen.first)
+        self._promises.on_page(seen.snapshot, self.run.slo, seen.judged)
+
+    def on_gpu(self, now_s: float, wall_s: float, mode: Mode) -> None:
+        """After the instance took in a reading of its GPUs."""
+        dt_s = now_s - self._last_s if self._last_s is not None else 0.0
+        self._last_s = now_s
+        kind = self._kind_now(mode)
+        if dt_s > LONGEST_S:  # nobody looked: what was used then is an account of its own
+            self.close(wall_s - dt_s)
+            kind = (mode, Arm.NONE, NO_STRATUM, 0)
+            self._open(kind, now_s - dt_s, wall_s - dt_s)
+        self._add(dt_s)
+        if self._kind is None:
+            self._open(kind, now_s, wall_s)
+        elif dt_s > LONGEST_S or kind != self._kind or now_s - self._opened_s >= self._length_s:
+            self.close(wall_s)
+            self._open(self._kind_now(mode), now_s, wall_s)
+
+    def close(self, wall_s: float) -> None:
+        """Hand over the interval in progress."""
+        if self._kind is None or self._sums.time_s <= 0.0:
+            return
+        self._put(self._entry(self._kind, wall_s))
+        self._sums, self._bindings = Sums(), Counter(self.run.bindings)
+        self._length_s = self._interval_s
+        self._kind = None
+
+    def _open(self, kind: Kind, now_s: float, wall_s: float) -> None:
+        self._kind, self._opened_s, self._opened_ms = kind, now_s, round(wall_s * 1e3)
+
+    def _kind_now(self, mode: Mode) -> Kind:
+        holdout = self.run.holdout
+        slot = holdout.slot if holdout.arm in HELD else None
+        return (
+            mode,
+            holdout.arm,
+            slot.stratum if slot is not None else NO_STRATUM,
+            slot.number if slot is not None else 0,
+        )
+
+    def _add(self, dt_s: float) -> None:
+        """Fold in what was used since the reading before, under what has been in force since."""
+        used_j, estimated_j = self._used()
+        if dt_s <= 0.0:
+            return
+        sums, run = self._sums, self.run
+        sums.time_s += dt_s
+        sums.energy_j += used_j
+        sums.estimated_j += estimated_j
+        ratio = _ratio(run.last) if run.regime in DECIDES and run.holdout.arm not in HELD else 1.0
+        acts = run.regime is Regime.ACTIVE
+        sums.default_j += used_j * ratio if acts else used_j
+        sums.would_j += used_j if acts or run.regime is not Regime.SHADOW else used_j / ratio
+        sums.regimes[str(run.regime)] += round(1e3 * dt_s)
+        clocks = [sample.clock_mhz for sample in run.samples.values()]
+        if clocks:
+            sums.clock(sum(clocks) / len(clocks), min(clocks), max(clocks), dt_s)
+
+    def _used(self) -> tuple[float, float]:
+        """Joules since the last time, and those of them that are estimates; a GPU seen anew begins at 0."""
+        used_j = estimated_j = 0.0
+        for uuid, account in self.run.energy.items():
+            before = self._totals.get(uuid)
+            if before is not None:
+                used_j += max(account.total_j - before[0], 0.0)
+                estimated_j += max(account.estimated_j - before[1], 0.0)
+            self._totals[uuid] = (account.total_j, account.estimated_j)
+        return used_j, estimated_j
+
+    def _entry(self, kind: Kind, wall_s: float) -> Entry:
+        sums, whole = self._sums, self._whole
+        mode, arm, stratum, slot = kind
+        prompt, generation, requests = self._tokens.take()
+        judged = self._at_clocks(prompt, generation)
+        time_ms = whole("time", 1e3 * sums.time_s)
+        fixed, work_mj = _told(judged, sums.time_s, time_ms)
+        requests_judged: dict[str, Any] = {**self._judged.take()}
+        return Entry(
+            instance=self.run.name,
+            start_ms=self._opened_ms,
+            end_ms=max(round(wall_s * 1e3), self._opened_ms),
+            mode=str(mode),
+            arm=arm,
+            stratum=stratum,
+            run=self._run_id,
+            slot=slot,
+            gpus=len(self.run.gpus),
+            clock_min_mhz=sums.clock_min_mhz,
+            clock_max_mhz=sums.clock_max_mhz,
+            time_ms=time_ms,
+            energy_mj=whole("energy", 1e3 * sums.energy_j),
+            estimated_mj=whole("estimated", 1e3 * sums.estimated_j),
+            prompt_tokens=prompt,
+            generation_tokens=generation,
+            requests=requests,
+            **requests_judged,
+            clock_mhz_ms=whole("clock", 1e3 * sums.clock_mhz_s),
+            default_mj=whole("default", 1e3 * sums.default_j),
+            would_mj=whole("would", 1e3 * sums.would_j),
+            work_mj=work_mj,
+            work_ms=time_ms if judged is not None else 0,
+            regimes=dict(sums.regimes),
+            bindings={str(name): n for name, n in (self.run.bindings - self._bindings).items()},
+            fixed=fixed,
+        )
+
+    def _at_clocks(self, prompt_tokens: int, generation_tokens: int) -> AtClocks | None:
+        """What the model says of this work, where there is a model and the traffic is known."""
+        run, seconds = self.run, self._sums.time_s
+        compiled, shape, traffic = run.model.compiled, run.shape(), run.observation.traffic(run.slo)
+        if compiled is None or shape is None or traffic is None:
+            return None
+        per_s = prompt_tokens / seconds, generation_tokens / seconds
+        return at_clocks(compiled, shape, run.slo, traffic, *per_s, run.params.reaction_s)
+
+
+def _told(judged: AtClocks | None, seconds: float, time_ms: int) -> tuple[dict[str, list[int]], int]:
+    """Per clock millijoules, milliseconds kept, milliseconds judged; millijoules at default."""
+    if judged is None:
+        return {}, 0
+    chosen = spread(judged.clocks_mhz, CLOCKS_JUDGED)
+    used_mj = [round(1e3 * seconds * float(watts)) for watts in judged.power_w]
+    fixed = {
+        str(judged.clocks_mhz[i]): [used_mj[i], time_ms if judged.feasible[i] else 0, time_ms] for i in chosen
+    }
+    return fixed, used_mj[-1]
+
+
+def _ratio(decision: Decision | None) -> float:
+    """Power at driver default over power at the clock decided, by the model; 1 where it does not tell."""
+    if decision is None or decision.chosen is None or decision.at_default is None:
+        return 1.0
+    if decision.clock_mhz is None or decision.chosen.power_w <= 0.0:
+        return 1.0
+    return decision.at_default.power_w / decision.chosen.power_w

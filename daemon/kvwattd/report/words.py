@@ -1,0 +1,104 @@
+"""The same figures in words, for the terminal and the page."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from kvwatt.savings_stats import SloCost
+from kvwattd.money import J_PER_KWH, Bill
+from kvwattd.report.figures import Figures, Report, Saving
+
+UNKNOWN = "–"
+
+
+def energy(joules: float) -> str:
+    """In the unit that reads best."""
+    for limit, scale, unit in ((1e4, 1.0, "J"), (1e7, 1e3, "kJ"), (3.6e8, J_PER_KWH, "kWh")):
+        if abs(joules) < limit:
+            return f"{joules / scale:.3g} {unit}"
+    return f"{joules / J_PER_KWH:,.0f} kWh" if abs(joules) >= 3.6e9 else f"{joules / J_PER_KWH:.1f} kWh"
+
+
+def moment(ms: int) -> str:
+    """Local time, to the minute."""
+    return f"{datetime.fromtimestamp(ms / 1e3).astimezone():%Y-%m-%d %H:%M}"
+
+
+def period(report: Report) -> str:
+    return f"{moment(report.from_ms)} to {moment(report.to_ms)}"
+
+
+def saved(saving: Saving) -> str:
+    """Amount and share, with its interval or the word that there is none."""
+    share = f" ({saving.ratio:.1%})" if saving.ratio is not None else ""
+    if saving.low_j is None or saving.high_j is None:
+        between = "no interval"
+    else:
+        low, high = energy(saving.low_j), energy(saving.high_j)
+        between = f"{low} to {high}"
+        if saving.baseline_j > 0:
+            between += f" ({saving.low_j / saving.baseline_j:.1%} to {saving.high_j / saving.baseline_j:.1%})"
+    return f"{energy(saving.saved_j)}{share}; {between}"
+
+
+def heading(saving: Saving) -> str:
+    return f"{'would have saved' if saving.would else 'saved'} against {saving.baseline}"
+
+
+def attainment(figures: Figures) -> str:
+    told = [f"{m.upper()} {kept.ratio:.2%} of {kept.seen:,.0f}" for m, kept in figures.attainment.items()]
+    return ", ".join(told) or UNKNOWN
+
+
+def cost(metric: str, found: SloCost) -> str:
+    return (
+        f"{metric.upper()}: {found.controlled:.2%} in control, {found.default:.2%} at default; "
+        f"given up {100 * found.cost:+.2f} points ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
+    )
+
+
+def money(found: Bill | None, currency: str) -> str:
+    """Cost and CO2, whichever is known."""
+    parts = []
+    if found is not None and found.money is not None:
+        parts.append(f"{found.money:,.2f} {currency}")
+    if found is not None and found.co2_g is not None:
+        parts.append(f"{found.co2_g / 1e3:,.2f} kg CO2")
+    if found is not None and parts and found.unpriced_j > 0:
+        parts.append(f"without {energy(found.unpriced_j)} of unknown price")
+    return ", ".join(parts) or "unknown: set [cost]"
+
+
+def shares(parts: dict[str, float]) -> str:
+    total = sum(parts.values()) or 1.0
+    return ", ".join(f"{name} {value / total:.1%}" for name, value in parts.items()) or UNKNOWN
+
+
+def lines(figures: Figures, report: Report) -> list[tuple[str, str]]:
+    """Name and value of everything there is to say of one instance or all."""
+    f = figures
+    measured = f"{f.estimated_j / f.energy_j:.2%} of it estimated" if f.estimated_j else "all from counters"
+    found = [
+        ("energy", f"{energy(f.energy_j)} over {f.hours:.1f} h, {measured}" if f.energy_j else UNKNOWN),
+        ("cost", money(f.bill, report.currency)),
+        ("tokens", f"{f.generation_tokens:,} generated, {f.prompt_tokens:,} prompt tokens computed"),
+        ("requests", f"{f.requests:,} finished"),
+        ("energy per token", f"{f.j_per_token:.3g} J per generated token" if f.j_per_token else UNKNOWN),
+        ("mean clock", f"{f.clock_mhz:.0f} MHz" if f.clock_mhz else UNKNOWN),
+        ("promises kept", attainment(f)),
+        ("time by regime", shares(dict(f.regimes_h))),
+        ("decisions by reason", shares({name: float(n) for name, n in f.decisions.items()})),
+        ("time in control", f"{f.controlled_h:.2f} h, and {f.held_h:.2f} h held at default to measure"),
+    ]
+    found += [(heading(saving), f"{saved(saving)}; {saving.note}") for saving in f.savings]
+    if not any(saving.windows for saving in f.savings):
+        why = "no time in control" if not f.controlled_h else "fewer than three windows at default so far"
+        found.append(("saved, measured", f"not known: {why}"))
+    if f.saved_bill is not None and f.savings:
+        would = "would have been saved" if f.savings[0].would else "saved"
+        found.append((f"cost {would}", money(f.saved_bill, report.currency)))
+    if f.disagrees is not None:
+        told = "DISAGREE: train the model again" if f.disagrees else "agree"
+        found.append(("model and measurement", told))
+    found += [("cost in promises", cost(metric, told)) for metric, told in f.slo_cost.items()]
+    return found
