@@ -57,7 +57,8 @@ def models(seen: Counted, step: StepModel) -> dict[str, Power]:
     trained = {prior: fit_energy(w, joules, prior, step) for prior in Prior}
     before = shipped(float(np.mean(joules / w.duration_s)))
     return {
-        OURS: lambda windows: trained[Prior.STEPS].power_w(windows, step),
+        OURS: lambda windows: trained[Prior.BOTH].power_w(windows, step),
+        "step model + trees": lambda windows: trained[Prior.STEPS].power_w(windows, step),
         "work law + trees": trained[Prior.WORK].power_w,
         "trees alone": trained[Prior.FLAT].power_w,
         "shipped card alone": lambda windows: before.power_w(windows, step),
@@ -135,8 +136,10 @@ def _table_models(
     fitted: dict[str, Power] = {}
     if measured.profile is not None:
         step = fit(measured.profile.select(~left_out), Origin("published"))
-        steps = fit_energy(windows, joules, Prior.STEPS, step, options)
-        fitted["step model + trees"] = lambda w: steps.power_w(w, step)
+        both = fit_energy(windows, joules, Prior.BOTH, step, options)
+        fitted["both + trees"] = lambda w: both.power_w(w, step)
+        before = shipped(1.0)
+        fitted["step model alone"] = lambda w: before.power_w(w, step)
     fitted |= {
         "work law + trees": fit_energy(windows, joules, Prior.WORK, options=options).power_w,
         "trees alone": fit_energy(windows, joules, Prior.FLAT, options=options).power_w,

@@ -49,7 +49,8 @@ def dependence(predict: Predict, windows: Windows, factor: str, levels: int = LE
     if not len(known):
         raise ValueError(f"factor {factor}: no window knows it")
     windows, _ = _thinned(windows, windows.duration_s, 0, MOST_ROWS // 4)
-    values = np.linspace(*np.quantile(known, (0.01, 0.99)), levels)
+    low, high = (float(np.quantile(known, level)) for level in (0.01, 0.99))
+    values = np.linspace(low, high, levels)
     power = [float(predict(windows.replacing(factor, float(value))).mean()) for value in values]
     return Dependence(factor, values, np.array(power))
 

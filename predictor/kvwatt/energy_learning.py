@@ -95,7 +95,7 @@ def refit_energy(
     counted: Sequence[Counted],
     seen_through: int,
     step: StepEnergy | None,
-    prior: Prior = Prior.STEPS,
+    prior: Prior = Prior.BOTH,
     options: EnergyOptions | None = None,
 ) -> EnergyRefit:
     """Fit a challenger and judge it on windows that neither has seen (`seen_through`: the champion's)."""

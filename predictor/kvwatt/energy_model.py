@@ -30,7 +30,12 @@ class Prior(StrEnum):
 
     STEPS = "steps"
     WORK = "work"
+    BOTH = "both"
     FLAT = "flat"  # one power for all windows: the trees alone
+
+
+WITH_LAW = (Prior.WORK, Prior.BOTH)
+WITH_STEPS = (Prior.STEPS, Prior.BOTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +54,14 @@ class EnergyModel:
     def __post_init__(self) -> None:
         if not (0.0 < self.usual_w < np.inf and np.isfinite(self.offset)):
             raise ValueError(f"usual_w must be positive and offset finite, got {self.usual_w}, {self.offset}")
-        if (self.prior is Prior.WORK) != (self.law is not None):
-            raise ValueError(f"prior {self.prior}: a work law is there if and only if it is the prior")
+        if (self.prior in WITH_LAW) != (self.law is not None):
+            raise ValueError(f"prior {self.prior}: a work law is there if and only if the prior has one")
         read = tuple(read_trees(self.trees, len(FEATURES))) if self.trees else ()
         object.__setattr__(self, "parsed", read)
 
     def power_w(self, windows: Windows, step: StepEnergy | None = None) -> Floats:
-        """Mean watts of each window, (n,), above 0. `step`: the engine's step model, which the prior
-        `STEPS` needs. Raises ValueError without it."""
+        """Mean watts of each window, (n,), above 0. `step`: the engine's step model, which the priors
+        `STEPS` and `BOTH` need. Raises ValueError without it."""
         prior_w = self.prior_w(windows, step)
         log_ratio = np.full(len(windows), self.offset)
         if self.parsed:
@@ -98,15 +103,16 @@ def prior_power_w(
     prior: Prior, windows: Windows, usual_w: float, law: WorkLaw | None, step: StepEnergy | None
 ) -> Floats:
     """Watts by the prior; `usual_w` where it cannot tell. Raises ValueError without what it needs."""
+    if prior in WITH_STEPS and step is None:
+        raise ValueError(f"prior {prior}: a step model is needed")
+    if prior in WITH_LAW and law is None:
+        raise ValueError(f"prior {prior}: a work law is needed")
     found = np.full(len(windows), usual_w)
-    if prior is Prior.STEPS:
-        if step is None:
-            raise ValueError("prior steps: a step model is needed")
-        found = step_power_w(step, windows)
-    elif prior is Prior.WORK:
-        if law is None:
-            raise ValueError("prior work: a work law is needed")
-        found = law.power_w(windows)
+    step_w = step_power_w(step, windows) if step is not None and prior in WITH_STEPS else None
+    if law is not None:
+        found = law.power_w(windows, step_w)
+    elif step_w is not None:
+        found = step_w
     return np.where(np.isfinite(found) & (found > 0), found, usual_w)
 
 

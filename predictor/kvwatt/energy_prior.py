@@ -8,6 +8,9 @@ steps   of all steps, ch carry a chunk of c prompt tokens, the others only decod
 work    P = w0 + w1 x + (w2 + w3 x^3) u + sum over kinds of work of (a_k + b_k x^2) rate_k,   all >= 0
         x = clock / reference, u = utilization; x^2 stands for the voltage squared. Kinds: steps, prompt
         tokens, output tokens, KV tokens read, FLOPs, bytes. Fitted to windows; needs no profile.
+
+    both    the second law with the first one's watts as one more column: as good as the better of the two on
+            every simulated GPU, and from sixty windows on (docs/energy-model.md)
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from kvwatt.lattice import Floats
 
 BLOCK = 64  # windows at a time: a step model computes all clocks of a block for all its loads
 LEAST_CHUNK = 16.0
-WORK_TERMS = 4 + 2 * 6
+WORK_TERMS = 4 + 2 * 6 + 1
 
 
 class StepEnergy(Protocol):
@@ -104,14 +107,14 @@ class WorkLaw:
         if not (self.reference_mhz > 0 and min(self.scale) > 0):
             raise ValueError("work law: reference_mhz and scale must be positive")
 
-    def power_w(self, windows: Windows) -> Floats:
-        """Mean watts of each window, (n,)."""
-        columns = work_columns(windows, self.reference_mhz) / np.array(self.scale)
+    def power_w(self, windows: Windows, step_w: Floats | None = None) -> Floats:
+        """Mean watts of each window, (n,); `step_w`: those of the step model, where it is a column."""
+        columns = work_columns(windows, self.reference_mhz, step_w) / np.array(self.scale)
         columns = np.where(np.isfinite(columns), columns, np.array(self.usual))
         return np.asarray(columns @ np.array(self.watts))
 
 
-def work_columns(windows: Windows, reference_mhz: float) -> Floats:
+def work_columns(windows: Windows, reference_mhz: float, step_w: Floats | None) -> Floats:
     """The columns of the work law, (n, WORK_TERMS); NaN where a factor is not known."""
     x = windows.column("clock_mhz") / reference_mhz
     busy, load = windows.column("utilization"), load_of(windows)
@@ -121,4 +124,5 @@ def work_columns(windows: Windows, reference_mhz: float) -> Floats:
     terms = [np.ones(len(windows)), x, busy, busy * x**3]
     for rate in rates:
         terms += [rate, rate * x**2]
+    terms.append(np.full(len(windows), np.nan) if step_w is None else step_w)
     return np.stack(terms, axis=1)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from kvwatt.energy_factors import FACTORS, Windows, joined
-from kvwatt.energy_model import EnergyModel, Prior, accuracy, features_of, prior_power_w
-from kvwatt.energy_prior import StepEnergy, WorkLaw, work_columns
+from kvwatt.energy_model import WITH_LAW, EnergyModel, Prior, accuracy, features_of, prior_power_w
+from kvwatt.energy_prior import StepEnergy, WorkLaw, step_power_w, work_columns
 from kvwatt.lattice import Floats
 from kvwatt.training import TrainingError
 
@@ -35,7 +35,7 @@ class EnergyOptions:
 def fit_energy(
     windows: Windows,
     energy_j: Floats,
-    prior: Prior = Prior.STEPS,
+    prior: Prior = Prior.BOTH,
     step: StepEnergy | None = None,
     options: EnergyOptions | None = None,
 ) -> EnergyModel:
@@ -44,7 +44,7 @@ def fit_energy(
     _check(windows, energy_j)
     watts = energy_j / windows.duration_s
     usual_w = float(np.exp(np.mean(np.log(watts))))
-    law = fit_work_law(windows, watts) if prior is Prior.WORK else None
+    law = fit_work_law(windows, watts, step if prior is Prior.BOTH else None) if prior in WITH_LAW else None
     whole = np.log(watts / prior_power_w(prior, windows, usual_w, law, step))
     offset = float(np.median(whole))
     seen, log_watts = _with_gaps(windows, np.log(watts), options)
@@ -73,14 +73,15 @@ def _with_gaps(windows: Windows, target: Floats, options: EnergyOptions) -> tupl
     return joined([windows, Windows(windows.duration_s, values)]), np.concatenate([target, target])
 
 
-def fit_work_law(windows: Windows, watts: Floats) -> WorkLaw:
-    """Non-negative least squares on relative error; a column that no window knows gets no price."""
+def fit_work_law(windows: Windows, watts: Floats, step: StepEnergy | None = None) -> WorkLaw:
+    """Non-negative least squares on relative error; a column that no window knows gets no price.
+
+    `step`: its watts are one column of the law."""
     from scipy.optimize import nnls
 
     clock = windows.column("clock_mhz")
     reference = float(np.nanmax(clock)) if np.isfinite(clock).any() else 1.0
-    columns = work_columns(windows, reference)
-    columns[:, 0] = 1.0
+    columns = work_columns(windows, reference, None if step is None else step_power_w(step, windows))
     known = np.isfinite(columns)
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, columns, 0.0).sum(axis=0) / count
