@@ -34,9 +34,6 @@ def _number_problems(config: Config) -> Iterable[ConfigProblem]:
 
 def _backend_problems(config: Config) -> Iterable[ConfigProblem]:
     pool = config.pool
-    if pool.backend is BackendName.VLLM_SLEEP and pool.rest is not Rest.SLEEP:
-        accepted = '"sleep": the backend vllm-sleep cannot stop or start anything'
-        yield ConfigProblem("pool.rest", str(pool.rest), accepted)
     if pool.backend is BackendName.KUBERNETES and pool.rest is not Rest.STOP:
         yield ConfigProblem("pool.rest", str(pool.rest), '"stop": the backend kubernetes scales replicas')
     if pool.backend is BackendName.PROCESS:

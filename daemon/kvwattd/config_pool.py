@@ -17,12 +17,11 @@ Sockets = Annotated[tuple[SocketPath, ...], Field(max_length=16)]
 
 
 class BackendName(StrEnum):
-    """What starts and stops instances; `vllm-sleep` only lets them sleep and wakes them."""
+    """What starts and stops instances."""
 
     PROCESS = "process"
     SYSTEMD = "systemd"
     KUBERNETES = "kubernetes"
-    VLLM_SLEEP = "vllm-sleep"
 
 
 class RouterName(StrEnum):
@@ -98,6 +97,7 @@ class PoolConfig(_Section):
     less_for_s: SecondsOrNever = 30.0
     survivors_load_max: Share = 0.9
     forecast_quantile: Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.95
+    day_s: Seconds = 86_400.0
     start_timeout_s: Seconds = 600.0
     retry_s: SecondsOrNever = 120.0
     drain_deadline_s: Seconds = 600.0
@@ -105,7 +105,7 @@ class PoolConfig(_Section):
     stop_timeout_s: Seconds = 120.0
     kill_after_s: Seconds | None = None
     warm_up: bool = True
-    unit: Word = "vllm@{member}.service"
+    sleep_level: Literal[1, 2] = 1
     expect: StartConfig = StartConfig()
     haproxy: HaproxyConfig = HaproxyConfig()
     http_sd: HttpSdConfig = HttpSdConfig()

@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from kvwatt_sim.traces import TraceRequest
@@ -60,14 +61,43 @@ class RequestRecord:
     error: str | None = None
 
 
-class LoadGenerator:
-    """One replay against one server. `records` fills up while `run` goes on."""
+class Route(Protocol):
+    """Where each request goes, for a client that spreads them itself."""
 
-    def __init__(self, base_url: str, requests: Sequence[TraceRequest], options: LoadOptions) -> None:
-        parts = urlsplit(base_url)
-        if parts.scheme != "http" or not parts.hostname or not parts.port:
-            raise ValueError(f"base_url must be http://HOST:PORT, got {base_url!r}")
-        self._host, self._port = parts.hostname, parts.port
+    def begin(self) -> str:
+        """Base URL for the next request."""
+
+    def end(self, base_url: str) -> None:
+        """A request there has ended."""
+
+
+class OneServer:
+    """Every request to the same server."""
+
+    def __init__(self, base_url: str) -> None:
+        address_of(base_url)
+        self._base_url = base_url
+
+    def begin(self) -> str:
+        return self._base_url
+
+    def end(self, base_url: str) -> None:
+        """Nothing is counted."""
+
+
+def address_of(base_url: str) -> tuple[str, int]:
+    """Host and port. Raises ValueError unless it is http://HOST:PORT."""
+    parts = urlsplit(base_url)
+    if parts.scheme != "http" or not parts.hostname or not parts.port:
+        raise ValueError(f"base_url must be http://HOST:PORT, got {base_url!r}")
+    return parts.hostname, parts.port
+
+
+class LoadGenerator:
+    """One replay against one server, or over a route. `records` fills up while `run` goes on."""
+
+    def __init__(self, base_url: str | Route, requests: Sequence[TraceRequest], options: LoadOptions) -> None:
+        self._route: Route = OneServer(base_url) if isinstance(base_url, str) else base_url
         self._requests = tuple(requests)
         self._options = options
         self._exchanges: set[_Exchange] = set()
@@ -93,20 +123,22 @@ class LoadGenerator:
     async def _exchange(self, index: int, request: TraceRequest, due_s: float) -> None:
         record = RequestRecord(due_s, request.prompt_tokens, request.output_tokens)
         self.records.append(record)
-        payload = _payload(index, request, self._options, f"{self._host}:{self._port}")
-        exchange = _Exchange(payload, record)
+        base_url = self._route.begin()
+        host, port = address_of(base_url)
+        exchange = _Exchange(_payload(index, request, self._options, f"{host}:{port}"), record)
         self._exchanges.add(exchange)
         try:
             async with asyncio.timeout(self._options.connect_timeout_s):
-                await asyncio.get_running_loop().create_connection(lambda: exchange, self._host, self._port)
+                await asyncio.get_running_loop().create_connection(lambda: exchange, host, port)
             self.lag_s = max(self.lag_s, (record.sent_s or due_s) - due_s)
             await exchange.ended.wait()
         except (OSError, TimeoutError) as error:
-            record.error = f"no connection to {self._host}:{self._port}: {error or 'timed out'}"
+            record.error = f"no connection to {host}:{port}: {error or 'timed out'}"
             record.done_s = time.monotonic()
         finally:
             exchange.hang_up()
             self._exchanges.discard(exchange)
+            self._route.end(base_url)
 
 
 def _payload(index: int, request: TraceRequest, options: LoadOptions, host: str) -> bytes:

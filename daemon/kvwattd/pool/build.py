@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from kvwatt.forecast import RateLearner
 from kvwatt.pool import Member, MemberStatus, PoolParams
 from kvwatt.pool_plan import plan
 from kvwattd.config import Config, InstanceConfig
-from kvwattd.config_pool import PoolConfig, Rest, RouterName
+from kvwattd.config_pool import BackendName, PoolConfig, Rest, RouterName
 from kvwattd.instance import InstanceRuntime
 from kvwattd.instances.backend import Backend, BackendError, Cause
 from kvwattd.instances.haproxy import HaproxyRouter, HaproxySettings
@@ -21,8 +20,11 @@ from kvwattd.instances.process import Launch, Place, ProcessBackend
 from kvwattd.instances.process_state import StopLimits
 from kvwattd.instances.router import NoRouter, Router
 from kvwattd.instances.scaler import OnDeadline, Scaler, ScalerParams
+from kvwattd.instances.systemd import SystemdBackend
+from kvwattd.instances.vllm_sleep import SleepBackend, SleepParams
 from kvwattd.pool.counts import ScaleCounts
 from kvwattd.pool.kinds import KindBook
+from kvwattd.pool.pace import PacedLearner
 from kvwattd.pool.task import Pool
 
 CALL_S = 30.0  # of a call, on top of what a router lets pass until a withdrawal is certain
@@ -41,7 +43,7 @@ def build(
         return None
     kinds = {item.name: kind_of(item) for item in config.instances}
     probe = HttpProbe({item.name: item.url for item in config.instances})
-    backend, router = backend_of(config, probe, placer(runs)), router_of(config)
+    backend, router = backend_of(config, placer(runs)), router_of(config)
     scaler = Scaler(
         kinds,
         backend,
@@ -68,7 +70,7 @@ def build(
         runs,
         scaler,
         book,
-        RateLearner(),
+        PacedLearner(pool.day_s),
         plan,
         params,
         counts,
@@ -127,12 +129,26 @@ def placer(runs: Mapping[str, InstanceRuntime]) -> Place:
     return place
 
 
-def backend_of(config: Config, probe: HttpProbe, place: Place) -> Backend:
-    """What starts and stops them."""
+def backend_of(config: Config, place: Place) -> Backend:
+    """What starts and stops them, and puts them to sleep where that is wanted."""
     pool = config.pool
+    inner = _starter(config, place)
+    if pool.rest is Rest.STOP:
+        return inner
+    params = SleepParams(
+        level=pool.sleep_level, refuse_busy_stop=OnDeadline(pool.drain_then) is not OnDeadline.STOP_ANYWAY
+    )
+    return SleepBackend(inner, {item.name: item.url for item in config.instances}, params)
+
+
+def _starter(config: Config, place: Place) -> Backend:
+    pool = config.pool
+    if pool.backend is BackendName.SYSTEMD:
+        return SystemdBackend([item.name for item in config.instances], place=place)
     folder = config.daemon.state_dir / "instances"
-    launches = {item.name: Launch(command=item.command or (), gpus=item.gpus) for item in config.instances}
-    return ProcessBackend(folder, launches, limits=StopLimits(deadline_s=pool.stop_timeout_s))
+    launches = {item.name: Launch(item.command or ()) for item in config.instances}
+    limits = StopLimits(pool.stop_timeout_s, pool.kill_after_s)
+    return ProcessBackend(folder, launches, place=place, limits=limits)
 
 
 def router_of(config: Config) -> Router:

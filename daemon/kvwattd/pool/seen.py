@@ -41,8 +41,6 @@ def fault(
             return f"{member.name}: {reason}"
         if seen.snapshot is None:
             return f"{member.name}: no page yet"
-        if seen.doubtful(now_s):
-            return f"{member.name}: the latest poll failed or is late"
     return None
 
 

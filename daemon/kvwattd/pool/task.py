@@ -15,7 +15,6 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
-from kvwatt.forecast import RateForecast
 from kvwatt.pool import (
     EngineKind,
     Member,
@@ -24,6 +23,7 @@ from kvwatt.pool import (
     PoolParams,
     PoolPlan,
     PoolState,
+    RateOutlook,
 )
 from kvwattd.instance import InstanceRuntime
 from kvwattd.instances.http_sd import Listed
@@ -54,10 +54,10 @@ class Kinds(Protocol):
 
 
 class Learner(Protocol):
-    """Learns the rate; `kvwatt.forecast.RateLearner`."""
+    """Learns the rate; `pool.pace.PacedLearner`."""
 
     def observe(self, start_s: float, dt_s: float, arrivals: float) -> None: ...
-    def forecast(self, now_s: float) -> RateForecast | None: ...
+    def forecast(self, now_s: float) -> RateOutlook | None: ...
 
 
 Planner = Callable[[PoolState, Mapping[str, EngineKind], PoolParams, PlanMemory], PoolPlan]
@@ -97,7 +97,7 @@ class Pool:
         self._watched_s = 0.0
         self._plan_s = 0.0
         self.plans = PlanRecord()
-        self.forecast: RateForecast | None = None
+        self.forecast: RateOutlook | None = None
         self.manual: ManualScale | None = None
         self.fault: str | None = "nothing was looked at yet"
 

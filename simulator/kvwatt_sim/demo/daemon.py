@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any
 
 import httpx
 
 from kvwatt.state import Slo, SloTarget
+from kvwatt_sim.demo.daemon_process import DaemonProcess
 from kvwatt_sim.demo.plant import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Plant
 from kvwatt_sim.demo.settings import DemoError
 
-STOP_TIMEOUT_S = 10.0
 CALL_TIMEOUT_S = 2.0
-LOG_TAIL_LINES = 15
-_API = re.compile(r"REST and metrics at (http://\S+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,55 +26,11 @@ class DaemonStatus:
     reason: str
 
 
-class Daemon:
-    """`python -m kvwattd run`, started by `with`, stopped with its guard on the way out."""
+class Daemon(DaemonProcess):
+    """Beside one plant, from the start on in control."""
 
     def __init__(self, plant: Plant, model: Path, folder: Path, slo: Slo) -> None:
-        self._plant = plant
-        self._config = folder / "kvwatt.toml"
-        self._log_path = folder / "kvwatt.log"
-        self._config.write_text(_configuration(plant, model, folder, slo), encoding="utf-8")
-        self._log: IO[bytes] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self.url = ""
-
-    @property
-    def pid(self) -> int:
-        """Process id; raises RuntimeError before the start."""
-        if self._process is None:
-            raise RuntimeError("the daemon has not been started")
-        return self._process.pid
-
-    def __enter__(self) -> Self:
-        self._log = self._log_path.open("wb")
-        # A session of its own: a Ctrl-C at the terminal is for the demo, which then stops things in order.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "kvwattd", "run", "--config", str(self._config)],
-            env={**os.environ, **self._plant.env},
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """SIGTERM, then SIGKILL; its guard restores the clocks and ends by itself."""
-        process = self._process
-        if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if self._log is not None:
-            self._log.close()
+        super().__init__(plant.env, _configuration(plant, model, folder, slo), folder)
 
     def wait_active(self, timeout_s: float) -> None:
         """Return when it controls the clock. Raises DemoError when it ends or takes too long."""
@@ -101,16 +49,6 @@ class Daemon:
             f"the daemon does not control the clock after {timeout_s:.0f} s ({regime})\n{self.log_tail()}"
         )
 
-    def check(self) -> None:
-        """Raises DemoError when the daemon has ended."""
-        if self._process is not None and self._process.poll() is not None:
-            raise DemoError(f"the daemon ended with status {self._process.returncode}\n{self.log_tail()}")
-
-    def log_tail(self) -> str:
-        """The last lines that the daemon wrote."""
-        lines = self._log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-LOG_TAIL_LINES:])
-
     async def status(self, client: httpx.AsyncClient) -> DaemonStatus | None:
         """What it decided last; None when it does not answer in time."""
         try:
@@ -120,11 +58,8 @@ class Daemon:
             return None
 
     def _poll(self, client: httpx.Client) -> DaemonStatus | None:
-        if not self.url:
-            found = _API.search(self._log_path.read_text(encoding="utf-8", errors="replace"))
-            if found is None:
-                return None
-            self.url = found[1]
+        if not self.find_url():
+            return None
         try:
             return _status(client.get(f"{self.url}/api/v1/status").raise_for_status().json())
         except httpx.HTTPError:
@@ -140,30 +75,33 @@ def _status(document: dict[str, Any]) -> DaemonStatus:
 
 def _configuration(plant: Plant, model: Path, folder: Path, slo: Slo) -> str:
     """Everything else is the daemon's default."""
-    promises = "".join(
-        _promise(name, target) for name, target in (("ttft", slo.ttft), ("tbt", slo.tbt), ("e2e", slo.e2e))
-    )
     return f"""[daemon]
 mode = "active"
-state_dir = {_toml(folder / "state")}
+state_dir = {toml(folder / "state")}
 
 [api]
 port = 0
 
 [guard]
 spawn = true
-socket = {_toml(folder / "guard.sock")}
+socket = {toml(folder / "guard.sock")}
 
 [model]
-path = {_toml(model)}
-{promises}
+path = {toml(model)}
+{promises(slo)}
 [[instance]]
 name = "demo"
-url = {_toml(plant.server.base_url)}
-gpus = [{_toml(plant.uuid)}]
+url = {toml(plant.server.base_url)}
+gpus = [{toml(plant.uuid)}]
 max_num_seqs = {MAX_NUM_SEQS}
 max_num_batched_tokens = {MAX_NUM_BATCHED_TOKENS}
 """
+
+
+def promises(slo: Slo) -> str:
+    """The sections [slo.*]."""
+    named = (("ttft", slo.ttft), ("tbt", slo.tbt), ("e2e", slo.e2e))
+    return "".join(_promise(name, target) for name, target in named)
 
 
 def _promise(name: str, target: SloTarget | None) -> str:
@@ -172,7 +110,7 @@ def _promise(name: str, target: SloTarget | None) -> str:
     return f"\n[slo.{name}]\nlimit_s = {target.limit_s}\nquantile = {target.quantile}\n"
 
 
-def _toml(value: Path | str) -> str:
+def toml(value: Path | str) -> str:
     """A TOML basic string."""
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'
