@@ -1,0 +1,1 @@
+"""Prefix caching in the simulated engine, and traffic that shares prefixes."""
