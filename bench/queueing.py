@@ -33,7 +33,7 @@ from rich.table import Table
 from bars import Bar, show, write
 from kvwatt.compiled import CompiledModel
 from kvwatt.operating import Factors, operating_points, tables
-from kvwatt.queueing import Demand, InstanceQueue, MixedQueue, Regime, lengths
+from kvwatt.queueing import Demand, InstanceQueue, MixedQueue, Regime
 from kvwatt.state import EngineShape, EngineState
 from kvwatt.traffic import PROMPT_LEVELS, SHORT_LEVELS, Traffic
 from kvwatt_sim.cards import Card
@@ -131,14 +131,12 @@ def trace_queue(
     for group in np.array_split(np.argsort(tokens), RATE_GROUPS):
         mine = [r for r, m in zip(trace, minute, strict=True) if m in set(group.tolist())]
         share = len(group) / minutes
-        regimes.append(
-            Regime(share, len(mine) / len(inside) / share, make(Demand(*_lengths(mine), dispersion)))
-        )
+        regimes.append(Regime(share, len(mine) / len(inside) / share, make(_demand(mine, dispersion))))
     return MixedQueue(regimes)
 
 
-def _lengths(trace: Sequence[TraceRequest]):  # noqa: ANN202
-    return lengths([r.prompt_tokens for r in trace]), lengths([r.output_tokens for r in trace])
+def _demand(requests: Sequence[TraceRequest], dispersion: float = 1.0) -> Demand:
+    return Demand.of(*zip(*((r.prompt_tokens, r.output_tokens) for r in requests), strict=True), dispersion)
 
 
 def mg1_p99(queue: InstanceQueue, model: CompiledModel, clock: int, rate: float) -> float:
@@ -198,7 +196,7 @@ def points(plant: str, kind: str, clock: int, loads: Sequence[float], seeds: Seq
         runs = [run(card, shape, clock, arrivals(rate, seed)) for seed in seeds]
         begun = process_time()
         make = partial(InstanceQueue, model, shape)
-        queue = make(Demand(*_lengths(trace)))
+        queue = make(_demand(trace))
         asked = queue if kind == "poisson" else trace_queue(trace, rate, make)
         got = asked.at(rate, model.clocks_mhz.index(clock))
         spent = process_time() - begun

@@ -166,6 +166,9 @@ class PlanMemory:
     less_since_s: float = inf  # since when fewer would do, without a break
     desired: Mapping[str, int] = field(default_factory=dict)
     tried_s: Mapping[str, float] = field(default_factory=dict)  # member: when its start was cancelled
+    regrets: int = (
+        0  # members that were wanted back soon after they left; each doubles the wait before the next
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +204,8 @@ class PoolParams:
     less_for_s: float = 30.0
     start_timeout_s: float = 600.0
     retry_s: float = 120.0
-    survivors_load_max: float = 0.9
-    forecast_quantile: float = 0.95
+    survivors_load_max: float = 0.95
+    forecast_quantile: float = 0.8
     drain_s: float = 30.0
     stay_s: float = 900.0
     min_gain_ratio: float = 0.02

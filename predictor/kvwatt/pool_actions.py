@@ -162,7 +162,7 @@ def departure(crew: Crew, wanted: Mapping[str, int], to_stop: bool) -> PoolActio
         return None
     member = min(spare, key=lambda m: (m.running + m.waiting, m.name))
     kind = crew.kinds[member.kind]
-    stop = kind.can_stop and (to_stop or not kind.can_sleep)
+    stop = kind.can_stop and (not kind.can_sleep or (to_stop and worth_stopping(kind, crew.params.stay_s)))
     action = ActionKind.DRAIN_TO_STOP if stop else ActionKind.DRAIN_TO_SLEEP
     wants = wanted.get(member.kind, 0)
     reason = f"{wants} of {member.kind} are enough, {ready[member.kind]} ready; it has the least to finish"
@@ -172,3 +172,8 @@ def departure(crew: Crew, wanted: Mapping[str, int], to_stop: bool) -> PoolActio
 def _can_go(crew: Crew, member: Member) -> bool:
     kind = crew.kinds[member.kind]
     return kind.can_stop or kind.can_sleep
+
+
+def worth_stopping(kind: EngineKind, stay_s: float) -> bool:
+    """What a stopped member draws less than a sleeping one repays the longer way back within `stay_s`."""
+    return kind.can_stop and (kind.asleep_w - kind.stopped_w) * stay_s > kind.start_j - kind.wake_j

@@ -27,11 +27,13 @@ from kvwatt.pool import (
     PoolPlan,
     PoolState,
 )
-from kvwatt.pool_actions import COMING, Crew, arrivals, departure
+from kvwatt.pool_actions import COMING, Crew, arrivals, departure, worth_stopping
 from kvwatt.pool_choice import Choices, choices, gpus_of
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+
+MOST_REGRETS = 5
 
 
 def plan(
@@ -50,6 +52,8 @@ def plan(
     wish = _wish(state, crew, memory)
     asked = arrivals(crew, wish.wanted)
     going = _going(state, crew, wish, asked, memory)
+    if not asked and going is None:
+        going = _deeper(state, crew, wish, memory)
     leaving = [going] if going is not None else []
     came = any(a.action is not ActionKind.DRAIN_TO_STOP for a in asked)
     return PoolPlan(
@@ -63,10 +67,19 @@ def plan(
             less_since_s=wish.less_since_s,
             desired=wish.wanted,
             tried_s={name: at for name, at in tried.items() if now_s - at < params.retry_s},
+            regrets=_regrets(now_s, came, bool(leaving), params, memory),
         ),
         expected_w=wish.expected_w,
         clocks_mhz=wish.clocks_mhz,
     )
+
+
+def _regrets(now_s: float, came: bool, left: bool, params: PoolParams, memory: PlanMemory) -> int:
+    """One more when somebody is wanted back within `stay_s`; one less for each departure that lasted."""
+    lasted = now_s - memory.last_down_s >= params.stay_s
+    if came and not lasted and memory.last_down_s > memory.last_up_s:
+        return min(memory.regrets + 1, MOST_REGRETS)
+    return max(memory.regrets - 1, 0) if left and lasted else memory.regrets
 
 
 def _cancel(name: str, waited_s: float, params: PoolParams) -> PoolAction:
@@ -84,7 +97,7 @@ class _Wish:
     expected_w: float = 0.0
     clocks_mhz: Mapping[str, int] = field(default_factory=dict)
     may_go: bool = False
-    to_stop: bool = False
+    to_stop: bool = False  # those who stay carry the rate until a stopped one could be back
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +195,9 @@ def _perhaps_less(
     present = _told(options.named(here))
     carried = f"{present} carry {options.capacity_per_s[here]:.3g}/s"
     told = f"{rates.mean:.3g}/s expected, up to {rates.back:.3g}/s; {carried}"
+    deep = bool(options.capacity_per_s[here] * params.survivors_load_max >= rates.back_from_stop)
     if best is None or best == here:
-        return _settled(options, here, rates, f"{told}: kept, least watts", inf)
+        return replace(_settled(options, here, rates, f"{told}: kept, least watts", inf), to_stop=deep)
     power = options.watts(np.array([rates.mean]))[0] + extra
     would = _told(options.named(best))
     gain = f"{would} would draw {power[best]:.0f} W with the way there, {power[here]:.0f} W now"
@@ -191,8 +205,9 @@ def _perhaps_less(
         return _settled(options, here, rates, f"{told}: kept; {gain}", inf)
     since_s = min(memory.less_since_s, now_s)
     quiet_s = now_s - max(memory.last_up_s, memory.last_down_s)
-    if now_s - since_s < params.less_for_s or quiet_s < params.cooldown_s:
-        wait_s = max(params.less_for_s - (now_s - since_s), params.cooldown_s - quiet_s)
+    patience = 2.0**memory.regrets
+    wait_s = max(patience * params.less_for_s - (now_s - since_s), patience * params.cooldown_s - quiet_s)
+    if wait_s > 0.0:
         return _settled(options, here, rates, f"{told}: kept {wait_s:.0f} s more; {gain}", since_s)
     wish = _settled(options, best, rates, f"{told}: {gain}", since_s)
     to_stop = bool(options.capacity_per_s[best] * params.survivors_load_max >= rates.back_from_stop)
@@ -232,3 +247,25 @@ def _going(
     ready = crew.count({MemberStatus.READY})
     over = sum(ready.values()) > crew.params.maximum
     return departure(crew, wish.wanted, wish.to_stop) if wish.may_go or over else None
+
+
+def _deeper(state: PoolState, crew: Crew, wish: _Wish, memory: PlanMemory) -> PoolAction | None:
+    """A sleeping member stopped, once that repays the longer way back and is not wanted before."""
+    params, now_s = crew.params, crew.now_s
+    quiet_s = now_s - max(memory.last_up_s, memory.last_down_s)
+    if not (state.telemetry_ok and wish.to_stop) or quiet_s < params.cooldown_s:
+        return None
+    able = [
+        m
+        for m in state.members
+        if m.status is MemberStatus.ASLEEP
+        and now_s - m.since_s >= params.less_for_s
+        and worth_stopping(crew.kinds[m.kind], params.stay_s)
+    ]
+    if not able:
+        return None
+    first = min(able, key=lambda m: (m.since_s, m.name))
+    kind = crew.kinds[first.kind]
+    saved = f"{kind.asleep_w:.0f} W asleep, {kind.stopped_w:.0f} W stopped"
+    reason = f"asleep for {now_s - first.since_s:.0f} s and not wanted until it could be back: {saved}"
+    return PoolAction(first.name, ActionKind.DRAIN_TO_STOP, reason)

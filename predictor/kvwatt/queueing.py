@@ -42,6 +42,7 @@ LEAST_ROWS, MOST_ROWS, BINS = 6, 16, 256
 NODES = 14  # batch sizes at which the model is asked
 GROUPS = np.array([0.0, 0.3, 0.6, 0.85, 0.96, 1.0])  # of batch sizes: a prompt queue is solved for each
 RELAXATIONS = 2
+WIDER, CLOSE = 1.25, 0.02  # steps and end of the search for the largest rate
 SPREAD = np.array([0.1, 0.3, 0.5, 0.7, 0.9])  # quantiles that stand for a distribution
 
 
@@ -77,7 +78,7 @@ class InstanceQueue:
 
     def __init__(self, model: CompiledModel, shape: EngineShape, demand: Demand, factor: float = 1.0) -> None:
         self.model, self.shape, self.demand = model, shape, demand
-        self._fits = _fits(shape, demand)
+        self._fits = _fits(shape, demand, _prefilling(model, demand))
         self.seats = len(self._fits) - 1
         sizes = np.geomspace(1.0, self.seats, NODES) if self.seats > 1 else np.ones(1)
         self._batch = np.append(0.0, np.unique(np.round(sizes)))
@@ -113,6 +114,22 @@ class InstanceQueue:
             if not size.stable:
                 return self._never(rate_per_s, clock)
         return _assembled(self, rate_per_s, clock, size, batches, weights, queues, demand)
+
+    def watts_at(self, rates_per_s: FloatArray, clock: int) -> FloatArray:
+        """Average watts at many rates without the queues: the mean step at the fixed point of Little's law.
+
+        Within about 2 % of `at`, in a hundredth of the time."""
+        part, out = np.arange(self._rows + 1) / self._rows, np.empty(len(rates_per_s))
+        idle_w, every = float(self.model.idle_power_w()[clock]), np.arange(self.seats + 1.0)
+        for i, rate in enumerate(rates_per_s):
+            tau = self._mean_steps(float(rate), clock)
+            size = self._size(float(rate), np.interp(every, self._batch, tau))
+            batch = min(size.mean, float(self.seats))
+            room = self.shape.max_num_batched_tokens - batch
+            tokens = rate * self.demand.prompts.mean * np.interp(batch, self._batch, tau)
+            busy_w = np.interp(min(tokens / room, 1.0), part, self._row(self._step_w, clock, batch))
+            out[i] = idle_w + (1.0 - float(size.share[0])) * (busy_w - idle_w)
+        return out
 
     def _never(self, rate_per_s: float, clock: int) -> Operation:
         full_s, full_w = float(self._step_s[-1, -1, clock]), float(self._step_w[-1, -1, clock])
@@ -187,6 +204,11 @@ class MixedQueue:
             raise ValueError(f"shares must sum to 1 and factors average 1, got {total:g} and {mean:g}")
         self.model = regimes[0].queue.model
 
+    def watts_at(self, rates_per_s: FloatArray, clock: int) -> FloatArray:
+        """As of `InstanceQueue`, by the regimes' shares of time."""
+        parts = [r.queue.watts_at(rates_per_s * r.rate_factor, clock) for r in self._regimes]
+        return np.asarray(self._shares @ np.array(parts))
+
     def at(self, rate_per_s: float, clock: int) -> Operation:
         """Latencies mixed by what each regime serves, batch and watts by its time."""
         parts = [r.queue.at(rate_per_s * r.rate_factor, clock) for r in self._regimes]
@@ -205,14 +227,24 @@ class MixedQueue:
         )
 
 
-def _fits(shape: EngineShape, demand: Demand) -> FloatArray:
-    """Probability that so many requests fit: seats of the scheduler and the KV cache."""
+def _prefilling(model: CompiledModel, demand: Demand) -> float:
+    """Time that a request holds KV cache before it decodes, relative to that of decoding: about the same at
+    every clock; taken at the top one."""
+    loads = np.zeros(2), np.zeros(2), np.array([0.0, demand.prompts.mean])
+    bare_s, prompt_s = model.step_time_s(*loads)[:, -1]
+    return float(prompt_s / (demand.decode_steps * bare_s))
+
+
+def _fits(shape: EngineShape, demand: Demand, prefilling: float) -> FloatArray:
+    """Probability that so many decode: seats of the scheduler, and the KV cache less what prefills hold."""
     block = shape.block_size / 2.0
     held, share = demand.held_tokens
-    coming = (demand.prompts.tokens + block, demand.prompts.share)
+    # Until the next one leaves, those inside grow by as many tokens as an answer has: else one is preempted.
+    coming = (demand.prompts.tokens + block + demand.decode_steps, demand.prompts.share)
     if float(coming[0].min()) > shape.kv_capacity_tokens:
         raise ValueError(f"no prompt fits the KV cache of {shape.kv_capacity_tokens} tokens")
-    return fitting(float(shape.kv_capacity_tokens), (held + block, share), coming, shape.max_num_seqs)
+    held = (held + block) * (1.0 + prefilling)
+    return fitting(float(shape.kv_capacity_tokens), (held, share), coming, shape.max_num_seqs)
 
 
 def _groups(size: BatchSize) -> tuple[FloatArray, FloatArray]:
@@ -291,36 +323,37 @@ def _requests(
 
 
 def capacity_table(
-    queue: InstanceQueue | MixedQueue,
-    slo: Slo,
-    clocks: Sequence[int] | None = None,
-    rates: int = 13,
-    bisections: int = 6,
+    queue: InstanceQueue | MixedQueue, slo: Slo, clocks: Sequence[int] | None = None, rates: int = 13
 ) -> CapacityTable:
-    """Largest rate at each clock within `slo`, and watts at `rates` rates up to the largest.
+    """Largest rate at each clock within `slo`, to about 2 %, and watts at `rates` rates up to the largest.
 
-    `clocks`: MHz to look at, all of the model by default.
+    `clocks`: MHz to look at, all of the model by default. Each clock's search starts from its neighbour's
+    result, scaled by the clock.
     """
     known = queue.model.clocks_mhz
     columns = [known.index(clock) for clock in clocks] if clocks is not None else list(range(len(known)))
-    limits = np.array([_largest_rate(queue, slo, column, bisections) for column in columns])
-    top = max(float(limits.max()), 1e-3)
-    grid = np.linspace(0.0, top, rates)
-    idle = queue.model.idle_power_w()
-    watts = np.empty((rates, len(columns)))
+    limits, guess = np.zeros(len(columns)), 1.0
     for j, column in enumerate(columns):
-        asked = np.minimum(grid, max(limits[j], 1e-6))
-        watts[:, j] = [idle[column], *(queue.at(float(r), column).power_w for r in asked[1:])]
-    return CapacityTable(tuple(known[c] for c in columns), grid, watts, limits)
+        limits[j] = _largest_rate(queue, slo, column, guess)
+        following = known[columns[min(j + 1, len(columns) - 1)]]
+        guess = max(limits[j], 1e-2) * following / known[column]
+    grid = np.linspace(0.0, max(float(limits.max()), 1e-3), rates)
+    asked = np.minimum(grid[:, None], np.maximum(limits, 1e-6))
+    watts = [queue.watts_at(asked[:, j], column) for j, column in enumerate(columns)]
+    return CapacityTable(tuple(known[c] for c in columns), grid, np.stack(watts, axis=1), limits)
 
 
-def _largest_rate(queue: InstanceQueue | MixedQueue, slo: Slo, clock: int, bisections: int) -> float:
-    low, high = 0.0, 1.0
+def _largest_rate(queue: InstanceQueue | MixedQueue, slo: Slo, clock: int, guess_per_s: float) -> float:
+    """The rate up to which the promises hold: bracketed from a guess, then bisected."""
+    low, high = 0.0, guess_per_s
     while high < 1e4 and queue.at(high, clock).keeps(slo):
-        low, high = high, 2.0 * high
-    if low == 0.0 and not queue.at(1e-3, clock).keeps(slo):
-        return 0.0
-    for _ in range(bisections):
+        low, high = high, WIDER * high
+    while low == 0.0:
+        if high < 1e-3:
+            return 0.0
+        low = high / WIDER if queue.at(high / WIDER, clock).keeps(slo) else 0.0
+        high = high if low else high / WIDER
+    while high - low > CLOSE * high:
         middle = (low + high) / 2.0
         low, high = (middle, high) if queue.at(middle, clock).keeps(slo) else (low, middle)
     return low

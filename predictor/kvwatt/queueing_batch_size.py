@@ -33,11 +33,14 @@ SHARES: FloatArray = np.diff(np.append(0.0, np.append((LEVELS[1:] + LEVELS[:-1])
 class BatchSize:
     """`share` (n,): probability of so many requests inside, decoding or in line; `decoding` (seats + 1,):
     of so many that decode; `in_line` (places,): that an arrival is in this place in line, from 1;
+    `held_up`: share of arrivals that would fit beside those inside when the first in line does not;
     `leave_per_s`: departures when there is a line."""
 
     share: FloatArray
     decoding: FloatArray
     in_line: FloatArray
+    held_up: float
+    rate_per_s: float
     leave_per_s: float
     stable: bool
 
@@ -49,8 +52,11 @@ class BatchSize:
     def seat_wait(self) -> tuple[FloatArray, FloatArray]:
         """Seconds that those wait who find no seat, and their probabilities (sum: share of all who wait)."""
         place = np.arange(1, len(self.in_line) + 1)[:, None]
-        seconds = gammaincinv(place, LEVELS) / self.leave_per_s  # Erlang: as many departures as places
-        return seconds.ravel(), (self.in_line[:, None] * SHARES).ravel()
+        seconds = (gammaincinv(place, LEVELS) / self.leave_per_s).ravel()  # Erlang: a departure per place
+        share = (self.in_line[:, None] * SHARES).ravel()
+        # First come, first served: who comes while a large request waits waits for the rest of its time.
+        behind = np.minimum(self.rate_per_s * seconds, 1.0) * share * self.held_up
+        return np.concatenate([seconds, seconds / 2.0]), np.concatenate([share, behind])
 
 
 def batch_size(
@@ -74,12 +80,18 @@ def batch_size(
     usual = int(fits @ count)
     log_ratio[usual:] *= 2.0 / (dispersion + 1.0)
     log_share = np.append(0.0, np.cumsum(log_ratio))
-    beyond = log_share[-1] + np.log(line) * np.arange(1, LONGEST_LINE + 1)
+    beyond = log_share[-1] + np.log(max(line, 1e-300)) * np.arange(1, LONGEST_LINE + 1)
     log_share = np.concatenate([log_share, beyond])
     share = np.exp(log_share - log_share.max())
     share /= share.sum()
     return BatchSize(
-        share, _decoding(share, fits), _in_line(share, fits), float(leave[-1]), bool(ratio[-1] < FULL)
+        share,
+        _decoding(share, fits),
+        _in_line(share, fits),
+        _held_up(share, fits),
+        rate_per_s,
+        float(leave[-1]),
+        bool(ratio[-1] < FULL),
     )
 
 
@@ -100,6 +112,15 @@ def _in_line(share: FloatArray, fits: FloatArray) -> FloatArray:
         places[:most] += fits[k] * line[:most]
         places[-1] += fits[k] * line[most:].sum()
     return places
+
+
+def _held_up(share: FloatArray, fits: FloatArray) -> float:
+    """P(k' > N | N >= k), k and k' of two requests."""
+    seats = len(fits) - 1
+    at_most = np.cumsum(fits)  # P(k <= n)
+    inside = share[: seats + 1]
+    blocked = float(inside @ at_most) + float(share[seats + 1 :].sum())
+    return float(inside @ (at_most * (1.0 - at_most))) / max(blocked, 1e-300)
 
 
 def fitting(

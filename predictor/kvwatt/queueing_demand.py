@@ -22,11 +22,20 @@ class Demand:
     """Traffic but for its rate. `prompts` to be computed (prefix hits taken off) and `outputs`, in tokens.
 
     `dispersion`: variance / mean of arrival counts over about the seconds that a queue lasts; 1 = Poisson.
+    `held`: prompts of decoding requests met at random, where those with long answers have others (None:
+    they do not).
     """
 
     prompts: Prompts
     outputs: Prompts
     dispersion: float = 1.0
+    held: Prompts | None = None
+
+    @classmethod
+    def of(cls, prompts: npt.ArrayLike, outputs: npt.ArrayLike, dispersion: float = 1.0) -> Demand:
+        """From finished requests, one prompt and output length each. Raises ValueError as `lengths`."""
+        held = _weighted(np.asarray(prompts, dtype=np.float64), np.asarray(outputs, dtype=np.float64))
+        return cls(lengths(prompts), lengths(outputs), dispersion, held)
 
     @property
     def decode_steps(self) -> float:
@@ -37,7 +46,8 @@ class Demand:
     def context_tokens(self) -> float:
         """Mean KV tokens of a decoding request: met at random, so weighted by how long it decodes."""
         tokens, share = self.outputs.tokens, self.outputs.share
-        return self.prompts.mean + float(tokens**2 @ share) / (2.0 * self.outputs.mean)
+        prompt = self.held or self.prompts
+        return prompt.mean + float(tokens**2 @ share) / (2.0 * self.outputs.mean)
 
     @property
     def held_tokens(self) -> tuple[FloatArray, FloatArray]:
@@ -46,8 +56,9 @@ class Demand:
         parts = np.array([0.17, 0.5, 0.83])
         produced = (tokens[:, None] * parts).ravel()
         weight = np.repeat(share / share.sum() / len(parts), len(parts))
-        total = self.prompts.tokens[:, None] + produced
-        return total.ravel(), (self.prompts.share[:, None] * weight).ravel()
+        prompt = self.held or self.prompts
+        total = prompt.tokens[:, None] + produced
+        return total.ravel(), (prompt.share[:, None] * weight).ravel()
 
 
 def lengths(tokens: npt.ArrayLike, most: int = 64) -> Prompts:
@@ -66,6 +77,17 @@ def lengths(tokens: npt.ArrayLike, most: int = 64) -> Prompts:
         parts = [p for end in (values[:usual], values[usual:]) for p in np.array_split(end, half) if len(p)]
     share = np.array([len(part) for part in parts]) / len(values)
     return Prompts(np.array([part.mean() for part in parts]), share)
+
+
+def _weighted(tokens: FloatArray, weight: FloatArray, most: int = 64) -> Prompts:
+    """A weighted sample as at most `most` values of about equal probability."""
+    order = np.argsort(tokens, kind="stable")
+    values, share = tokens[order], weight[order] / weight.sum()
+    place = np.minimum((np.cumsum(share) * most * (1.0 - 1e-12)).astype(np.intp), most - 1)
+    total = np.bincount(place, share, most)
+    mean = np.bincount(place, share * values, most)
+    used = total > 0.0
+    return Prompts(mean[used] / total[used], total[used])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
