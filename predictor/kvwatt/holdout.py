@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 SHARE = 0.008
-WINDOW_S, WARMUP_S, SETTLE_S = 120.0, 40.0, 40.0
+WINDOW_S, WARMUP_S, SETTLE_S = 90.0, 30.0, 30.0
 STRATA = 3
 LOADS_KEPT = 720
 LEAST_LOADS = 24  # before there are so many, all slots are one stratum

@@ -35,7 +35,7 @@ Floats = npt.NDArray[np.float64]
 
 LEVEL = 0.95
 LEAST_WINDOWS = 3
-TWO_COLUMNS = 12  # from so many windows on, what is used at no load is told apart
+TWO_COLUMNS = 5  # from so many windows on, what is used at no load is told apart
 DEGREES_EXACT = 400  # beyond it the windows are so many that their number alone gives the degrees
 
 

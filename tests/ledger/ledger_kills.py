@@ -26,6 +26,7 @@ class Killed:
     kept: int
     found: int
     wrong: str | None
+    time_lost_s: float  # from the close of the newest that was found to the kill
 
     @property
     def lost(self) -> int:
@@ -41,16 +42,20 @@ def kill_once(path: Path, rng: random.Random, period_s: float, most_s: float) ->
     command = [sys.executable, str(PLAYER), str(path), str(first), str(period_s)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
-    process.stdout.readline()
+    told = process.stdout.readline()
     time.sleep(rng.uniform(0.0, most_s))
+    killed_s = time.monotonic()
     process.send_signal(signal.SIGKILL)
-    told = f"closed {first}\n" + process.stdout.read()
+    told += process.stdout.read()
     process.wait()
     process.stdout.close()
-    closed = max(map(int, re.findall(r"closed (\d+)\n", told)))
+    closed = {int(n): float(at) for n, at in re.findall(r"closed (\d+) (\S+)\n", told)}
     kept = max(map(int, re.findall(r"kept (\d+)\n", told)), default=first - 1)
     after = _numbers(path)
-    return Killed(closed, kept, after[-1] if after else 0, _wrong(path, before, after))
+    found = after[-1] if after else 0
+    # Where nothing of this life was kept, the time lost began with its first interval, a period earlier.
+    since_s = closed.get(found, min(closed.values()) - period_s)
+    return Killed(max(closed), kept, found, _wrong(path, before, after), max(killed_s - since_s, 0.0))
 
 
 def _numbers(path: Path) -> list[int]:

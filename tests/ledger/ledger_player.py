@@ -2,7 +2,8 @@
 
     python ledger_player.py FILE FIRST PERIOD_S
 
-Prints `closed N` when interval N was handed over, and `kept N` when the writer says that N are on the disk.
+Prints `closed N AT` when interval N was handed over (monotonic seconds), and `kept N` when the writer says that
+N is on the disk.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def main() -> None:
     number, kept = first, 0
     while True:
         writer.put(row(number, energy_mj=number))
-        print(f"closed {number}", flush=True)
+        print(f"closed {number} {time.monotonic():.6f}", flush=True)
         number += 1
         until_s = time.monotonic() + period_s
         while time.monotonic() < until_s:

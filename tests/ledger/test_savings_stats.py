@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvwatt.attainment import Attained
 from kvwatt.savings_stats import LEAST_WINDOWS, TWO_COLUMNS, Window, Work, estimate, slo_cost
 
-sizes = st.lists(st.floats(1e3, 1e5), min_size=LEAST_WINDOWS, max_size=11)
+sizes = st.lists(st.floats(1e3, 1e5), min_size=LEAST_WINDOWS, max_size=TWO_COLUMNS - 1)
 
 
 def window(model_j: float, energy_j: float, seconds: float = 80.0) -> Window:

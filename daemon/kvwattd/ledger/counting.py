@@ -74,8 +74,8 @@ class Sums:
     energy_j: float = 0.0
     estimated_j: float = 0.0
     clock_mhz_s: float = 0.0
-    default_j: float = 0.0
-    would_j: float = 0.0
+    decided_mhz_s: float = 0.0
+    decided_s: float = 0.0
     clock_min_mhz: int = 0
     clock_max_mhz: int = 0
     regimes: Counter[str] = field(default_factory=Counter)

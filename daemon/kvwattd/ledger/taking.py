@@ -1,7 +1,7 @@
 """What goes into the ledger, taken from what the daemon observes of one instance. Pure but for the sink.
 
 An interval closes when it is as long as configured, and when arm, slot or mode change, so that each row is of
-one kind. Energy is that of the readings in it: an edge is off by half a reading's period at most.
+one kind. Energy is that of the readings in it; the reading across a change counts for what is not measured.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from kvwatt.counterfactual import AtClocks, at_clocks, spread
 from kvwatt.holdout import HELD, Arm
-from kvwatt.state import Binding, Decision
+from kvwatt.state import Binding
 from kvwattd.config import Mode
 from kvwattd.instance import InstanceRuntime
 from kvwattd.ledger.counting import JudgedRequests, Sums, Tokens, Whole
 from kvwattd.ledger.entry import NO_STRATUM, Entry
 from kvwattd.promises import Promises
-from kvwattd.regime import DECIDES, Regime
+from kvwattd.regime import DECIDES
 
 CLOCKS_JUDGED = 8
 LONGEST_S = 3.0  # between two readings of the GPUs
+MEASURED = frozenset({Arm.CONTROLLED, Arm.DEFAULT})
+IN_CONTROL = frozenset({Arm.CONTROLLED, Arm.SETTLING})
 Kind = tuple[Mode, Arm, int, int]
 
 
@@ -61,17 +65,18 @@ class Taking:
         """After the instance took in a reading of its GPUs."""
         dt_s = now_s - self._last_s if self._last_s is not None else 0.0
         self._last_s = now_s
-        kind = self._kind_now(mode)
-        if dt_s > LONGEST_S:  # nobody looked: what was used then is an account of its own
+        new = self._kind_now(mode)
+        # What lies across a change belongs to the side that is not measured; nobody looked at a gap.
+        across = (mode, Arm.NONE, NO_STRATUM, 0) if dt_s > LONGEST_S else new
+        if self._kind not in (None, across) and across[1] not in MEASURED:
             self.close(wall_s - dt_s)
-            kind = (mode, Arm.NONE, NO_STRATUM, 0)
-            self._open(kind, now_s - dt_s, wall_s - dt_s)
+            self._open(across, now_s - dt_s, wall_s - dt_s)
         self._add(dt_s)
         if self._kind is None:
-            self._open(kind, now_s, wall_s)
-        elif dt_s > LONGEST_S or kind != self._kind or now_s - self._opened_s >= self._length_s:
+            self._open(new, now_s, wall_s)
+        elif self._kind != new or now_s - self._opened_s >= self._length_s:
             self.close(wall_s)
-            self._open(self._kind_now(mode), now_s, wall_s)
+            self._open(new, now_s, wall_s)
 
     def close(self, wall_s: float) -> None:
         """Hand over the interval in progress."""
@@ -104,14 +109,14 @@ class Taking:
         sums.time_s += dt_s
         sums.energy_j += used_j
         sums.estimated_j += estimated_j
-        ratio = _ratio(run.last) if run.regime in DECIDES and run.holdout.arm not in HELD else 1.0
-        acts = run.regime is Regime.ACTIVE
-        sums.default_j += used_j * ratio if acts else used_j
-        sums.would_j += used_j if acts or run.regime is not Regime.SHADOW else used_j / ratio
         sums.regimes[str(run.regime)] += round(1e3 * dt_s)
         clocks = [sample.clock_mhz for sample in run.samples.values()]
         if clocks:
             sums.clock(sum(clocks) / len(clocks), min(clocks), max(clocks), dt_s)
+        if run.regime in DECIDES and run.last is not None and run.gpus:
+            default_mhz = min(info.default_mhz for info in run.gpus)
+            sums.decided_mhz_s += dt_s * (run.last.clock_mhz or default_mhz)
+            sums.decided_s += dt_s
 
     def _used(self) -> tuple[float, float]:
         """Joules since the last time, and those of them that are estimates; a GPU seen anew begins at 0."""
@@ -132,6 +137,7 @@ class Taking:
         time_ms = whole("time", 1e3 * sums.time_s)
         fixed, work_mj = _told(judged, sums.time_s, time_ms)
         requests_judged: dict[str, Any] = {**self._judged.take()}
+        to_default, to_decided = _factors(judged, sums, mode, arm)
         return Entry(
             instance=self.run.name,
             start_ms=self._opened_ms,
@@ -152,8 +158,8 @@ class Taking:
             requests=requests,
             **requests_judged,
             clock_mhz_ms=whole("clock", 1e3 * sums.clock_mhz_s),
-            default_mj=whole("default", 1e3 * sums.default_j),
-            would_mj=whole("would", 1e3 * sums.would_j),
+            default_mj=whole("default", 1e3 * sums.energy_j * to_default),
+            would_mj=whole("would", 1e3 * sums.energy_j * to_decided),
             work_mj=work_mj,
             work_ms=time_ms if judged is not None else 0,
             regimes=dict(sums.regimes),
@@ -183,10 +189,19 @@ def _told(judged: AtClocks | None, seconds: float, time_ms: int) -> tuple[dict[s
     return fixed, used_mj[-1]
 
 
-def _ratio(decision: Decision | None) -> float:
-    """Power at driver default over power at the clock decided, by the model; 1 where it does not tell."""
-    if decision is None or decision.chosen is None or decision.at_default is None:
-        return 1.0
-    if decision.clock_mhz is None or decision.chosen.power_w <= 0.0:
-        return 1.0
-    return decision.at_default.power_w / decision.chosen.power_w
+def _factors(judged: AtClocks | None, sums: Sums, mode: Mode, arm: Arm) -> tuple[float, float]:
+    """What measured energy is multiplied by: to driver default, and in shadow mode to what was decided.
+
+    Steady power by the model at one clock over that at another, for the work that was done. The model is
+    asked only for the ratio: its error of level cancels.
+    """
+    if judged is None:
+        return 1.0, 1.0
+    clocks, watts = np.array(judged.clocks_mhz), judged.power_w
+    if arm in IN_CONTROL and sums.clock_mhz_s > 0.0:
+        return float(watts[-1] / np.interp(sums.clock_mhz_s / sums.time_s, clocks, watts)), 1.0
+    if mode is Mode.SHADOW and sums.decided_s > 0.0:
+        decided_w = np.interp(sums.decided_mhz_s / sums.decided_s, clocks, watts)
+        share = sums.decided_s / sums.time_s
+        return 1.0, float(1.0 - share + share * decided_w / watts[-1])
+    return 1.0, 1.0
