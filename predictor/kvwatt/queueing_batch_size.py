@@ -24,6 +24,7 @@ FloatArray = npt.NDArray[np.float64]
 LONGEST_LINE = 300  # requests beyond the seats that are told apart
 FULL = 0.999  # arrivals per departure with every seat taken, from which on no line is stable
 BINS = 512  # of KV cache, for the number that fits
+LEAST = 1e-5  # probability of a number that fits, below which it is left out
 PLACES = 40  # in line that are told apart in waiting times
 LEVELS: FloatArray = np.array([0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.93, 0.975, 0.995])
 SHARES: FloatArray = np.diff(np.append(0.0, np.append((LEVELS[1:] + LEVELS[:-1]) / 2.0, 1.0)))
@@ -32,16 +33,17 @@ SHARES: FloatArray = np.diff(np.append(0.0, np.append((LEVELS[1:] + LEVELS[:-1])
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchSize:
     """`share` (n,): probability of so many requests inside, decoding or in line; `decoding` (seats + 1,):
-    of so many that decode; `in_line` (places,): that an arrival is in this place in line, from 1;
+    of so many that decode; `in_line` (numbers, places): that so many fit and an arrival is in this place in
+    line, from 1;
     `held_up`: share of arrivals that would fit beside those inside when the first in line does not;
-    `leave_per_s`: departures when there is a line."""
+    `leave_per_s` (numbers,): departures while there is a line."""
 
     share: FloatArray
     decoding: FloatArray
     in_line: FloatArray
     held_up: float
     rate_per_s: float
-    leave_per_s: float
+    leave_per_s: FloatArray
     stable: bool
 
     @property
@@ -51,9 +53,9 @@ class BatchSize:
 
     def seat_wait(self) -> tuple[FloatArray, FloatArray]:
         """Seconds that those wait who find no seat, and their probabilities (sum: share of all who wait)."""
-        place = np.arange(1, len(self.in_line) + 1)[:, None]
-        seconds = (gammaincinv(place, LEVELS) / self.leave_per_s).ravel()  # Erlang: a departure per place
-        share = (self.in_line[:, None] * SHARES).ravel()
+        departures = gammaincinv(np.arange(1, PLACES + 1)[:, None], LEVELS)  # Erlang: one per place
+        seconds = (departures / self.leave_per_s[:, None, None]).ravel()
+        share = (self.in_line[:, :, None] * SHARES).ravel()
         # First come, first served: who comes while a large request waits waits for the rest of its time.
         behind = np.minimum(self.rate_per_s * seconds, 1.0) * share * self.held_up
         return np.concatenate([seconds, seconds / 2.0]), np.concatenate([share, behind])
@@ -90,7 +92,7 @@ def batch_size(
         _in_line(share, fits),
         _held_up(share, fits),
         rate_per_s,
-        float(leave[-1]),
+        speed[fits > LEAST] / steps,
         bool(ratio[-1] < FULL),
     )
 
@@ -104,13 +106,14 @@ def _decoding(share: FloatArray, fits: FloatArray) -> FloatArray:
 
 
 def _in_line(share: FloatArray, fits: FloatArray) -> FloatArray:
-    """P(N - k + 1 = j) for j = 1 .. PLACES (the last: or more)."""
-    places = np.zeros(PLACES)
-    for k in np.flatnonzero(fits > 1e-6):
+    """P(k fit and N - k + 1 = j) for j = 1 .. PLACES (the last: or more), a row per k that may be."""
+    numbers = np.flatnonzero(fits > LEAST)
+    places = np.zeros((len(numbers), PLACES))
+    for row, k in enumerate(numbers):
         line = share[k:]
         most = min(len(line), PLACES - 1)
-        places[:most] += fits[k] * line[:most]
-        places[-1] += fits[k] * line[most:].sum()
+        places[row, :most] = fits[k] * line[:most]
+        places[row, -1] += fits[k] * line[most:].sum()
     return places
 
 
