@@ -23,6 +23,7 @@ from kvwattd.api.schemas import (
     ReadyView,
 )
 from kvwattd.api.writes import writes
+from kvwattd.dashboard import events, page
 from kvwattd.version import kvwatt_version
 
 _Responses = dict[int | str, dict[str, Any]]
@@ -52,9 +53,11 @@ def create_app(plane: ControlPlane, access: Access) -> FastAPI:
     # Writes ask for the token themselves, before the body is read; here the scheme is only described.
     read, control, write = ([Depends(may), Depends(known_query)] for may in (may_read, may_control, SCHEME))
     app.include_router(reads(plane), prefix="/api/v1", dependencies=read, responses=_READ_ERRORS)
+    app.include_router(events(plane), prefix="/api/v1", dependencies=read, responses=_READ_ERRORS)
     app.include_router(audit_log(access), prefix="/api/v1", dependencies=control, responses=_READ_ERRORS)
     app.include_router(writes(plane), prefix="/api/v1", dependencies=write, responses=_WRITE_ERRORS)
     app.include_router(_probes(plane))
+    app.include_router(page())
     app.include_router(_metrics(plane), dependencies=[Depends(may_read)], responses=_READ_ERRORS)
     return app
 
