@@ -36,11 +36,13 @@ def _backend_problems(config: Config) -> Iterable[ConfigProblem]:
     pool = config.pool
     if pool.backend is BackendName.KUBERNETES and pool.rest is not Rest.STOP:
         yield ConfigProblem("pool.rest", str(pool.rest), '"stop": the backend kubernetes scales replicas')
-    if pool.backend is BackendName.PROCESS:
-        for index, item in enumerate(config.instance):
-            if item.command is None:
-                accepted = 'program and arguments that start it, such as ["vllm", "serve", "MODEL"]'
-                yield ConfigProblem(f"instance[{index}].command", "nothing", accepted)
+    for index, item in enumerate(config.instance):
+        if pool.backend is BackendName.PROCESS and item.command is None:
+            accepted = 'program and arguments that start it, such as ["vllm", "serve", "MODEL"]'
+            yield ConfigProblem(f"instance[{index}].command", "nothing", accepted)
+        if pool.backend is BackendName.KUBERNETES and item.workload is None:
+            accepted = "whose replica it is, such as StatefulSet/vllm"
+            yield ConfigProblem(f"instance[{index}].workload", "nothing", accepted)
 
 
 def _router_problems(config: Config) -> Iterable[ConfigProblem]:

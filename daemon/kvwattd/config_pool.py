@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +15,10 @@ Argv = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_leng
 
 
 Sockets = Annotated[tuple[SocketPath, ...], Field(max_length=16)]
+
+WorkloadName = Annotated[
+    str, Field(pattern=r"^(Deployment|StatefulSet|LeaderWorkerSet)/[a-z0-9][a-z0-9.-]*$")
+]
 
 
 class BackendName(StrEnum):
@@ -69,6 +74,14 @@ class HooksConfig(_Section):
     settle_s: SecondsOrNever = 0.0
 
 
+class KubernetesConfig(_Section):
+    """Where the objects are whose replicas the instances are; without a kubeconfig, the pod's own account."""
+
+    namespace: Word = "default"
+    kubeconfig: Path | None = None
+    context: Word | None = None
+
+
 class StartConfig(_Section):
     """What starts take and GPUs at rest draw, watts of one GPU.
 
@@ -77,6 +90,7 @@ class StartConfig(_Section):
 
     start_s: Seconds = 120.0
     wake_s: Seconds = 5.0
+    drain_s: Seconds = 30.0
     start_w: Watts = 100.0
     idle_w: Watts | None = None
     asleep_w: Watts | None = None
@@ -97,6 +111,7 @@ class PoolConfig(_Section):
     less_for_s: SecondsOrNever = 30.0
     survivors_load_max: Share = 0.9
     forecast_quantile: Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.95
+    stay_s: Seconds = 900.0
     day_s: Seconds = 86_400.0
     start_timeout_s: Seconds = 600.0
     retry_s: SecondsOrNever = 120.0
@@ -110,3 +125,4 @@ class PoolConfig(_Section):
     haproxy: HaproxyConfig = HaproxyConfig()
     http_sd: HttpSdConfig = HttpSdConfig()
     hooks: HooksConfig = HooksConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()

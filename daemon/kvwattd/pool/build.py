@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from kvwatt.pool import Member, MemberStatus, PoolParams
@@ -15,6 +16,8 @@ from kvwattd.instances.haproxy import HaproxyRouter, HaproxySettings
 from kvwattd.instances.hooks import HookSettings, HooksRouter
 from kvwattd.instances.http_sd import HttpSdRouter, Listed, listed
 from kvwattd.instances.journal import FILE_NAME, Journal
+from kvwattd.instances.kubernetes import KubernetesBackend, Workload
+from kvwattd.instances.kubernetes_api import KubeApi
 from kvwattd.instances.probe_http import HttpProbe
 from kvwattd.instances.process import Launch, Place, ProcessBackend
 from kvwattd.instances.process_state import StopLimits
@@ -98,6 +101,8 @@ def pool_params(pool: PoolConfig, members: int) -> PoolParams:
         retry_s=pool.retry_s,
         survivors_load_max=pool.survivors_load_max,
         forecast_quantile=pool.forecast_quantile,
+        drain_s=pool.expect.drain_s,
+        stay_s=pool.stay_s,
     )
 
 
@@ -145,10 +150,23 @@ def _starter(config: Config, place: Place) -> Backend:
     pool = config.pool
     if pool.backend is BackendName.SYSTEMD:
         return SystemdBackend([item.name for item in config.instances], place=place)
+    if pool.backend is BackendName.KUBERNETES:
+        return _kubernetes(config)
     folder = config.daemon.state_dir / "instances"
     launches = {item.name: Launch(item.command or ()) for item in config.instances}
     limits = StopLimits(pool.stop_timeout_s, pool.kill_after_s)
     return ProcessBackend(folder, launches, place=place, limits=limits)
+
+
+def _kubernetes(config: Config) -> Backend:
+    where, objects = config.pool.kubernetes, defaultdict[str, list[str]](list)
+    for item in config.instances:
+        objects[item.workload or ""].append(item.name)
+    workloads = []
+    for path, members in objects.items():
+        kind, _, name = path.partition("/")
+        workloads.append(Workload(kind, where.namespace, name, tuple(members)))
+    return KubernetesBackend(workloads, KubeApi(where.kubeconfig, where.context))
 
 
 def router_of(config: Config) -> Router:

@@ -13,6 +13,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from pydantic import ValidationError
@@ -83,8 +84,8 @@ def outdated(made: Table, job: Job, digest: str) -> bool:
     if made.model != digest or any(getattr(before, name) != getattr(job, name) for name in fixed):
         return True
     pairs = (
-        (np.mean(before.prompts), np.mean(job.prompts)),
-        (np.mean(before.outputs), np.mean(job.outputs)),
+        (fmean(before.prompts), fmean(job.prompts)),
+        (fmean(before.outputs), fmean(job.outputs)),
         (before.dispersion, job.dispersion),
     )
     return any(abs(new / old - 1.0) > CHANGED_RATIO for old, new in pairs)

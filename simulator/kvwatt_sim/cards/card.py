@@ -59,8 +59,8 @@ class Card:
     step: StepLaw
     provenance: Mapping[str, Provenance] = field(hash=False)
 
-    def gpu_spec(self, uuid: str) -> GpuSpec:
-        """The simulated NVML's view of one of the card's GPUs."""
+    def gpu_spec(self, uuid: str, parks: bool = False) -> GpuSpec:
+        """The simulated NVML's view of one of the card's GPUs; `parks`: it draws less while nobody uses it."""
         return GpuSpec(
             name=self.gpu_name,
             uuid=uuid,
@@ -76,6 +76,7 @@ class Card:
             max_cap_w=self.max_cap_w,
             switch_latency_s=self.switch_latency_s,
             energy_update_s=self.energy_update_s,
+            parked_w=self.parked_w if parks else 0.0,
         )
 
     def engine_shape(

@@ -30,6 +30,9 @@ class PoolPace:
     settle_s: float = 1.0
     start_timeout_s: float = 30.0
     survivors_load_max: float = 0.9
+    forecast_quantile: float = 0.95
+    drain_s: float = 30.0
+    stay_s: float = 900.0
     day_s: float = 86_400.0
 
 
@@ -112,9 +115,12 @@ less_for_s = {pace.less_for_s}
 start_timeout_s = {pace.start_timeout_s}
 retry_s = {pace.start_timeout_s}
 day_s = {pace.day_s}
+stay_s = {pace.stay_s}
+forecast_quantile = {pace.forecast_quantile}
 survivors_load_max = {pace.survivors_load_max}
 stop_timeout_s = {pace.start_timeout_s}
 expect.start_s = {pace.start_s}
+expect.drain_s = {pace.drain_s}
 http_sd.settle_s = {pace.settle_s}
 {items}"""
 
@@ -122,7 +128,7 @@ http_sd.settle_s = {pace.settle_s}
 def make_fleet(stack: ExitStack, libs: NvmlLibs, folder: Path, count: int, load_s: float = 0.0) -> Fleet:
     """`count` GPUs, none of them used yet; `stack` takes them away again."""
     card, state = cards.load(CARD), folder / "pool.gpu"
-    specs = [card.gpu_spec(demo_uuid(index)) for index in range(count)]
+    specs = [card.gpu_spec(demo_uuid(index), parks=True) for index in range(count)]
     gpus = stack.enter_context(SimGpus.create(state, specs, libs=libs))
     return Fleet(state, gpus, env_for(libs, state), free_ports(count), load_s)
 

@@ -48,7 +48,7 @@ DROPPED_WARN_S = 0.1
 def run_demo(options: DemoOptions, console: Console) -> DemoResult:
     """Run it all within `options.seconds`, print the table, write the JSON. Raises DemoError."""
     deadline_s = time.monotonic() + options.seconds
-    with _terminable(), ExitStack() as stack:
+    with terminable(), ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvwatt-demo-")))
         plants, daemon = _set_up(options, console, stack, folder, deadline_s)
         plan = schedule(deadline_s - time.monotonic())
@@ -204,7 +204,7 @@ def _write_json(path: Path, result: DemoResult) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """SIGTERM takes the way of Ctrl-C, so that it stops everything too."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
