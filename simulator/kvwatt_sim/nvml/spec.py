@@ -63,6 +63,7 @@ class GpuSpec:
     min_cap_w: float
     max_cap_w: float
     power_cap_w: float | None = None
+    parked_w: float = 0.0  # drawn while no process uses it; 0: as much as idle
     switch_latency_s: float = 0.05
     idle_after_s: float = 0.5  # the driver holds the load clock this long after the last work
     energy_update_s: float = 0.05
@@ -126,6 +127,7 @@ class GpuSpec:
             "energy_update_s",
             "thermal_tau_s",
             "heat_rise_c",
+            "parked_w",
         ):
             value = float(getattr(self, key))
             if not math.isfinite(value) or value < 0:
