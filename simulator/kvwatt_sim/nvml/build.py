@@ -27,6 +27,7 @@ NVML_SOURCES = (
     "api.c",
     "nvml_system.c",
     "nvml_identity.c",
+    "nvml_health.c",
     "nvml_read.c",
     "nvml_set.c",
     "unsupported.c",

@@ -17,7 +17,17 @@ from typing import Final, Literal, Self, get_args
 
 from kvwatt_sim.nvml.build import NvmlLibs, build
 from kvwatt_sim.nvml.build import env_for as env_for
-from kvwatt_sim.nvml.layout import CALL_BYTES, LOG_ENTRIES, CFault, CLogEntry, CReading, CSpec, from_c, to_c
+from kvwatt_sim.nvml.layout import (
+    CALL_BYTES,
+    LOG_ENTRIES,
+    CFault,
+    CHealth,
+    CLogEntry,
+    CReading,
+    CSpec,
+    from_c,
+    to_c,
+)
 from kvwatt_sim.nvml.spec import GpuSpec
 
 Permission = Literal["root", "deny", "allow"]
@@ -68,6 +78,29 @@ class Fault:
             )
         if self.count is not None and self.count < 1:
             raise ValueError(f"fault count = {self.count}: at least 1 is needed")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What NVML tells of a GPU's condition. Without `ecc` it knows no counters, rows or pages.
+
+    Args:
+        hidden_bytes: memory used by processes that NVML does not list here (another container).
+        xid: a critical error that has just happened; 0: none.
+        recovery_action: NVML_GPU_RECOVERY_ACTION_*.
+    """
+
+    ecc: bool = True
+    ecc_corrected: int = 0
+    ecc_uncorrected: int = 0
+    retirement_pending: bool = False
+    remapped_corrected: int = 0
+    remapped_uncorrected: int = 0
+    remap_pending: bool = False
+    remap_failure: bool = False
+    recovery_action: int = 0
+    hidden_bytes: int = 0
+    xid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +273,11 @@ class SimGpus:
         """Shows a compute process that holds GPU memory; 0 bytes removes it. The dead are not shown."""
         self._call("kvws_set_process", gpu, pid, ctypes.c_uint64(used_bytes))
 
+    def set_health(self, gpu: int, health: Health) -> None:
+        """Replaces what is wrong with the GPU; an `xid` is one event more."""
+        values = {name: int(getattr(health, name)) for name in Health.__dataclass_fields__}
+        self._call("kvws_set_health", gpu, ctypes.byref(CHealth(**values)))
+
     def set_permission(self, permission: Permission) -> None:
         """Who may call setters: root only, nobody, everybody."""
         self._check(self._library.kvws_set_permission(self._open_state(), _rank(permission)))
@@ -317,9 +355,10 @@ def _rank(permission: Permission) -> int:
 
 def _load(libs: NvmlLibs) -> ctypes.CDLL:
     library = ctypes.CDLL(str(libs.control))
-    sizes = [ctypes.c_uint64() for _ in range(4)]
+    kinds = (CSpec, CReading, CFault, CLogEntry, CHealth)
+    sizes = [ctypes.c_uint64() for _ in kinds]
     library.kvws_sizes(*map(ctypes.byref, sizes))
-    expected = [ctypes.sizeof(kind) for kind in (CSpec, CReading, CFault, CLogEntry)]
+    expected = [ctypes.sizeof(kind) for kind in kinds]
     if [size.value for size in sizes] != expected:
         raise RuntimeError(f"{libs.control} has another layout than this Python code: remove {libs.dir}")
     return library

@@ -73,6 +73,17 @@ class CLogEntry(ctypes.Structure):
     ]
 
 
+class CHealth(ctypes.Structure):
+    """kvws_health."""
+
+    _fields_: ClassVar[_Fields] = [
+        *_all(ctypes.c_uint64, "ecc_corrected ecc_uncorrected hidden_bytes xid xid_count"),
+        *_all(ctypes.c_int32, "ecc retirement_pending"),
+        *_all(ctypes.c_int32, "remapped_corrected remapped_uncorrected remap_pending remap_failure"),
+        *_all(ctypes.c_int32, "recovery_action reserved"),
+    ]
+
+
 _SAME = (
     "memory_total_bytes", "default_cap_w", "min_cap_w", "max_cap_w", "switch_latency_s", "idle_after_s",
     "energy_update_s", "ambient_c", "heat_rise_c", "thermal_tau_s", "slowdown_c", "cuda_version",
@@ -89,7 +100,7 @@ def to_c(spec: GpuSpec) -> CSpec:
     return CSpec(
         **same,
         **text,
-        law=(ctypes.c_double * LAW_PARAMS)(*law),
+        law=(ctypes.c_double * LAW_PARAMS)(*law, *[0.0] * (LAW_PARAMS - 1 - len(law)), spec.parked_w),
         cap_w=spec.cap_w,
         arch=spec.arch_id,
         mig=int(spec.mig),
@@ -107,6 +118,7 @@ def from_c(found: CSpec) -> GpuSpec:
         **{key: getattr(found, key) for key in _SAME},
         **{key: getattr(found, key).decode() for key in _TEXT},
         power_law=PowerLaw(*found.law[:n_params]),
+        parked_w=found.law[LAW_PARAMS - 1],
         power_cap_w=found.cap_w,
         arch=architecture[found.arch],
         mig=bool(found.mig),

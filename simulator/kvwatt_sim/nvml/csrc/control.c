@@ -20,12 +20,13 @@ static int enter(kvws_state *state, int gpu, kvws_gpu **found)
     return 0;
 }
 
-int kvws_sizes(uint64_t *spec, uint64_t *reading, uint64_t *fault, uint64_t *entry)
+int kvws_sizes(uint64_t *spec, uint64_t *reading, uint64_t *fault, uint64_t *entry, uint64_t *health)
 {
     *spec = sizeof(kvws_spec);
     *reading = sizeof(kvws_reading);
     *fault = sizeof(kvws_fault);
     *entry = sizeof(kvws_log_entry);
+    *health = sizeof(kvws_health);
     return 0;
 }
 
@@ -43,6 +44,7 @@ int kvws_create(const char *path, unsigned int mode, const kvws_spec *specs, int
     initial->manual_now_s = manual_now_s;
     for (int i = 0; i < n_gpus; i++) {
         initial->gpus[i].spec = specs[i];
+        initial->gpus[i].health.ecc = 1;
         kvws_gpu_start(&initial->gpus[i], kvws_now_s(initial));
     }
     int rc = kvws_state_create(path, mode, initial);
@@ -184,6 +186,19 @@ int kvws_set_process(kvws_state *state, int gpu, int pid, uint64_t used_bytes)
     return rc;
 }
 
+int kvws_set_health(kvws_state *state, int gpu, const kvws_health *health)
+{
+    kvws_gpu *found;
+    int rc = enter(state, gpu, &found);
+    if (rc)
+        return rc;
+    uint64_t events = found->health.xid_count;
+    found->health = *health;
+    found->health.xid_count = events + (health->xid != 0);
+    kvws_state_unlock(state);
+    return 0;
+}
+
 int kvws_set_permission(kvws_state *state, int permission)
 {
     if (permission < KVWS_PERMIT_ROOT || permission > KVWS_PERMIT_ALLOW)
@@ -224,6 +239,9 @@ int kvws_reload_driver(kvws_state *state, int gpu)
     found->motion.energy_j = 0;
     found->motion.visible_j = 0;
     kvws_gpu_set_cap(found, now_s, found->spec.default_cap_w);
+    /* What was pending is done now, and what counts since the load starts again. */
+    found->health.ecc_corrected = found->health.ecc_uncorrected = 0;
+    found->health.retirement_pending = found->health.remap_pending = found->health.recovery_action = 0;
     kvws_state_unlock(state);
     return 0;
 }

@@ -16,7 +16,8 @@ typedef struct {
     int32_t reserved;
 } kvws_reading;
 
-KVWS_API int kvws_sizes(uint64_t *spec, uint64_t *reading, uint64_t *fault, uint64_t *entry);
+KVWS_API int kvws_sizes(uint64_t *spec, uint64_t *reading, uint64_t *fault, uint64_t *entry,
+                        uint64_t *health);
 KVWS_API int kvws_create(const char *path, unsigned int mode, const kvws_spec *specs, int n_gpus,
                          int permission, int manual_time, double manual_now_s);
 KVWS_API int kvws_open(const char *path, kvws_state **state);
@@ -29,6 +30,8 @@ KVWS_API int kvws_request_lock(kvws_state *state, int gpu, int min_mhz, int max_
 KVWS_API int kvws_set_cap(kvws_state *state, int gpu, double cap_w);
 KVWS_API int kvws_set_temperature(kvws_state *state, int gpu, double temperature_c);
 KVWS_API int kvws_set_process(kvws_state *state, int gpu, int pid, uint64_t used_bytes);
+/* xid_count is ours: each call with an xid is one more event. */
+KVWS_API int kvws_set_health(kvws_state *state, int gpu, const kvws_health *health);
 KVWS_API int kvws_set_permission(kvws_state *state, int permission);
 KVWS_API int kvws_set_time(kvws_state *state, double now_s);
 KVWS_API int kvws_reload_driver(kvws_state *state, int gpu);

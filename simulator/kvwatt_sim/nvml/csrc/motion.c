@@ -2,7 +2,9 @@
  *
  * Between events (a lock comes into force, the clock falls to idle, a thermal step) the power is
  * constant, so energy is an exact sum and temperature and averages have closed forms. */
+#include <errno.h>
 #include <math.h>
+#include <signal.h>
 #include <string.h>
 
 #include "law.h"
@@ -37,6 +39,17 @@ static int working(const kvws_gpu *gpu)
     return gpu->compute > 0 || gpu->memory > 0;
 }
 
+/* Whether a process has a context: without one the GPU drops to its lowest clock and memory off. */
+static int in_use(const kvws_gpu *gpu)
+{
+    for (int i = 0; i < KVWS_MAX_PROCESSES; i++) {
+        pid_t pid = gpu->processes[i].pid;
+        if (pid > 0 && (kill(pid, 0) == 0 || errno != ESRCH))
+            return 1;
+    }
+    return gpu->health.hidden_bytes > 0;
+}
+
 /* Clock and power as they are at motion->t_s. */
 static void settle_now(kvws_gpu *gpu, kvws_motion *motion)
 {
@@ -46,6 +59,10 @@ static void settle_now(kvws_gpu *gpu, kvws_motion *motion)
         motion->temperature_c = gpu->forced_c;
     motion->throttle_level = kvws_thermal_level(&gpu->spec, motion->temperature_c, motion->throttle_level);
     kvws_settle(gpu, motion);
+    if (motion->idle && gpu->spec.law[KVWS_LAW_PARKED_W] > 0 && !in_use(gpu)) {
+        motion->clock_mhz = gpu->spec.clocks_mhz[0];
+        motion->power_w = gpu->spec.law[KVWS_LAW_PARKED_W];
+    }
 }
 
 /* Time of the next event after motion->t_s, at most until_s. */

@@ -121,7 +121,7 @@ static int alive(const kvws_process *process)
 
 static unsigned long long used_bytes(const kvws_gpu *gpu)
 {
-    unsigned long long used = 0;
+    unsigned long long used = gpu->health.hidden_bytes;
     for (int i = 0; i < KVWS_MAX_PROCESSES; i++)
         if (alive(&gpu->processes[i]))
             used += gpu->processes[i].used_bytes;

@@ -8,7 +8,7 @@
 
 enum { CLOCK_GRAPHICS, CLOCK_SM, CLOCK_MEM, CLOCK_VIDEO };
 enum { FIELD_ENERGY = 83, FIELD_POWER_AVERAGE = 185, FIELD_POWER_INSTANT, FIELD_MIN_LIMIT, FIELD_MAX_LIMIT,
-       FIELD_DEFAULT_LIMIT, FIELD_CURRENT_LIMIT, FIELD_REQUESTED_LIMIT = 192 };
+       FIELD_DEFAULT_LIMIT, FIELD_CURRENT_LIMIT, FIELD_REQUESTED_LIMIT = 192, FIELD_RECOVERY_ACTION = 230 };
 enum { VALUE_UNSIGNED_INT = 1, VALUE_UNSIGNED_LONG_LONG = 3 };
 enum { THRESHOLD_SHUTDOWN, THRESHOLD_SLOWDOWN };
 #define ENERGY_JUMP_MJ 1e12
@@ -244,6 +244,12 @@ static void read_field(const kvws_gpu *gpu, nvmlFieldValue_t *field)
         field->nvmlReturn = NVML_SUCCESS;
         field->valueType = VALUE_UNSIGNED_LONG_LONG;
         field->value.ullVal = (unsigned long long)(gpu->motion.visible_j * 1e3);
+        return;
+    }
+    if (field->fieldId == FIELD_RECOVERY_ACTION) {
+        field->nvmlReturn = NVML_SUCCESS;
+        field->valueType = VALUE_UNSIGNED_INT;
+        field->value.uiVal = (unsigned int)gpu->health.recovery_action;
         return;
     }
     field->nvmlReturn = field_power_w(gpu, field->fieldId, &power_w);

@@ -13,10 +13,11 @@
 #include <stdint.h>
 
 #define KVWS_MAGIC 0x6b767773u
-#define KVWS_LAYOUT 2u
+#define KVWS_LAYOUT 3u
 #define KVWS_MAX_GPUS 8
 #define KVWS_MAX_CLOCKS 256
 #define KVWS_LAW_PARAMS 16
+#define KVWS_LAW_PARKED_W (KVWS_LAW_PARAMS - 1) /* drawn without any process; 0: as idle */
 #define KVWS_MAX_REQUESTS 16
 #define KVWS_MAX_FAULTS 16
 #define KVWS_MAX_PROCESSES 16
@@ -80,6 +81,19 @@ typedef struct {
     int32_t reserved;
 } kvws_process;
 
+/* What is wrong with the GPU, as far as NVML tells; mirrored by kvwatt_sim.nvml.layout. */
+typedef struct {
+    uint64_t ecc_corrected, ecc_uncorrected; /* since the driver was loaded */
+    uint64_t hidden_bytes;                   /* used by processes that nobody here can see */
+    uint64_t xid;                            /* of the last critical error; 0: none */
+    uint64_t xid_count;
+    int32_t ecc; /* whether the memory has ECC at all */
+    int32_t retirement_pending;
+    int32_t remapped_corrected, remapped_uncorrected, remap_pending, remap_failure;
+    int32_t recovery_action; /* NVML_GPU_RECOVERY_ACTION_* */
+    int32_t reserved;
+} kvws_health;
+
 typedef struct {
     kvws_spec spec;
     kvws_motion motion;
@@ -95,6 +109,7 @@ typedef struct {
     atomic_uint fault_epoch; /* changes when faults are cleared: ends every hang */
     kvws_fault faults[KVWS_MAX_FAULTS];
     kvws_process processes[KVWS_MAX_PROCESSES];
+    kvws_health health;
 } kvws_gpu;
 
 typedef struct {

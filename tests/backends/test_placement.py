@@ -1,0 +1,245 @@
+"""Which GPUs may be used: the unmodified nvidia-ml-py on simulated GPUs, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvwatt_sim.nvml.build import NvmlLibs, build, env_for
+from kvwatt_sim.nvml.control import SimGpus
+from kvwatt_sim.nvml.spec import GpuSpec, PowerLaw, demo_uuid
+
+LAW = PowerLaw(f_ref_mhz=2520, idle_w=36, idle_slope_w=12, compute_w=150, memory_clock_w=60, memory_w=50)
+UUIDS = [demo_uuid(index) for index in range(4)]
+
+# Four GPUs, the last split by MIG; two members' processes and a stranger's, all real.
+PRELUDE = """
+import asyncio, json, subprocess, sys
+from pathlib import Path
+from kvwatt_sim.nvml.control import Fault, Health, SimGpus
+from kvwattd.instances.backend import BackendError
+from kvwattd.instances.placement import Need, Placement
+from kvwattd.instances.placement_state import parked
+
+gpus = SimGpus.open(Path(sys.argv[1]))
+UUIDS = [gpus.spec(i).uuid for i in range(gpus.count)]
+GIB = 1 << 30
+processes = [subprocess.Popen(["sleep", "1000"]) for _ in range(3)]
+A, B, STRANGER = [process.pid for process in processes]
+told = {"a": {A}, "b": {B}}
+
+async def owners():
+    if told is None:
+        raise BackendError("deadline", "silent")
+    return told
+
+def placement(needs=None, **options):
+    return Placement(needs or {"a": Need(("0",)), "b": Need(tuple(UUIDS[1:]))}, owners, **options)
+
+async def states(one):
+    return [[use.state, list(use.members), use.reason] for use in (await one.look()).values()]
+
+async def refusal(one, member):
+    try:
+        return list(await one.place(member))
+    except BackendError as error:
+        return [str(error.cause), error.detail]
+
+async def main():
+"""
+
+
+def gpu_spec(index: int) -> GpuSpec:
+    return GpuSpec(
+        name="NVIDIA A100",
+        uuid=UUIDS[index],
+        arch="ampere",
+        memory_total_bytes=48 << 30,
+        memory_clock_mhz=9001,
+        supported_mhz=tuple(range(210, 2521, 15)),
+        boost_mhz=2520,
+        idle_mhz=210,
+        power_law=LAW,
+        default_cap_w=275.0,
+        min_cap_w=100.0,
+        max_cap_w=275.0,
+        mig=index == 3,
+    )
+
+
+@pytest.fixture(scope="module")
+def placement_libs() -> NvmlLibs:
+    return build()
+
+
+@pytest.fixture
+def play(placement_libs: NvmlLibs, tmp_path: Path) -> Callable[[str], Any]:
+    """Runs the body of an async function; gives what it returns."""
+
+    def run(body: str) -> Any:
+        path = tmp_path / "gpus"
+        with SimGpus.create(path, [gpu_spec(index) for index in range(4)], libs=placement_libs):
+            script = PRELUDE + textwrap.indent(textwrap.dedent(body), "    ")
+            script += "\ntry:\n    print(json.dumps(asyncio.run(main())))\nfinally:\n"
+            script += "    [process.kill() or process.wait() for process in processes]\n"
+            done = subprocess.run(
+                [sys.executable, "-W", "error", "-c", script, str(path)],
+                env={**os.environ, **env_for(placement_libs, path)},
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def test_whose_it_is(play: Callable[[str], Any]) -> None:
+    """Free, a member's, a stranger's, one with hidden memory, and MIG; the dead hold nothing."""
+    found = play("""
+    gpus.set_process(0, A, 40 * GIB)
+    gpus.set_process(1, STRANGER, GIB)
+    gpus.set_health(2, Health(hidden_bytes=20 * GIB))
+    one = placement()
+    first = await states(one)
+    gpus.set_process(0, STRANGER, GIB)
+    gpus.set_health(2, Health(hidden_bytes=GIB // 2))
+    processes[2].kill(); processes[2].wait()
+    gpus.set_process(2, B, GIB)
+    second = await states(one)
+    one.close()
+    return [first, second, STRANGER]
+    """)
+    first, second, stranger = found
+    assert [state for state, _, _ in first] == ["busy", "foreign", "foreign", "foreign"]
+    assert first[0][1] == ["a"]
+    assert str(stranger) in first[1][2] and "sleep" in first[1][2]
+    assert "cannot be seen" in first[2][2] and "MIG" in first[3][2]
+    assert [state for state, _, _ in second] == ["busy", "free", "busy", "foreign"], "the stranger is dead"
+    assert second[2][1] == ["b"]
+
+
+def test_what_is_broken(play: Callable[[str], Any]) -> None:
+    """Memory errors, rows and pages, what the driver asks for, hardware Xids; a program's Xid is none."""
+    found = play("""
+    one = placement({"a": Need((UUIDS[0],))})
+    answers = [(await states(one))[0]]
+    for health in (
+        Health(ecc_uncorrected=2), Health(retirement_pending=True), Health(remap_pending=True),
+        Health(remap_failure=True), Health(recovery_action=1), Health(ecc=False, ecc_uncorrected=5),
+        Health(ecc_corrected=9, remapped_corrected=1, remapped_uncorrected=1), Health(xid=31), Health(xid=79),
+    ):
+        gpus.set_health(0, health)
+        answers.append((await states(one))[0])
+    refused = await refusal(one, "a")
+    one.close()
+    return [[state, reason] for state, _, reason in answers] + [refused]
+    """)
+    *answers, refused = found
+    wanted = ["free", *["broken"] * 5, "free", "free", "free", "broken"]
+    assert [state for state, _ in answers] == wanted, answers
+    for (_, reason), words in zip(
+        answers[1:6], ("2 uncorrectable", "pages", "remapped: it needs", "could not", "a reset"), strict=True
+    ):
+        assert words in reason
+    assert "fallen off the bus" in answers[9][1]
+    assert refused[0] == "placement" and "broken" in refused[1] and "Xid 79" in refused[1]
+
+
+def test_what_cannot_be_told(play: Callable[[str], Any]) -> None:
+    """A hung or failing NVML, a lost GPU, owners that nobody knows: never free, told apart, and over again."""
+    found = play("""
+    global told
+    one = placement(deadline_s=0.3)
+    answers = []
+    for fault in (
+        Fault("nvmlDeviceGetComputeRunningProcesses", hang_s=1e9),
+        Fault("nvmlDeviceGetMemoryInfo", error="UNKNOWN"),
+        Fault("*", error="GPU_IS_LOST"),
+        Fault("nvmlDeviceGetTotalEccErrors", error="NO_PERMISSION"),
+    ):
+        gpus.inject(0, fault)
+        answers.append((await states(one))[0][:1] + [await refusal(one, "a")])
+        gpus.clear_faults(0)
+        await asyncio.sleep(1.1)
+    gpus.set_process(0, A, GIB)
+    told = None
+    answers.append((await states(one))[0][:1])
+    told = {"a": {A}}
+    answers.append((await states(one))[0][:1])
+    missing = placement({"a": Need(("GPU-nonesuch",))})
+    answers.append((await states(missing))[0])
+    missing.close(); one.close()
+    return answers
+    """)
+    assert [state for state, *_ in found] == [
+        "unknown",
+        "unknown",
+        "broken",
+        "unknown",
+        "unknown",
+        "busy",
+        "broken",
+    ], found
+    assert all(refused[0][0] == "placement" for _, *refused in found[:4])
+
+
+def test_placing(play: Callable[[str], Any]) -> None:
+    """Fixed GPUs all or none; of a pool neighbours first; nothing twice before it shows; claims end."""
+    found = play("""
+    clock = [0.0]
+    pool = tuple(UUIDS[:3])
+    needs = {"a": Need(count=1, pool=pool), "b": Need(count=1, pool=pool), "c": Need(count=2, pool=pool),
+             "d": Need(("0", "3"))}
+    one = placement(needs, claim_s=100.0, now=lambda: clock[0])
+    answers = {"fixed": await refusal(one, "d")}
+    answers["together"] = await asyncio.gather(refusal(one, "a"), refusal(one, "b"))
+    answers["again"] = await refusal(one, "a")
+    answers["full"] = await refusal(one, "c")
+    parks = parked(await one.look(), ())
+    one.release("a"); one.release("b")
+    answers["released"] = await refusal(one, "c")
+    clock[0] = 101.0
+    gpus.set_process(0, STRANGER, GIB)
+    answers["any two"] = await refusal(one, "c")
+    answers["parks"] = {uuid: list(clocks) for uuid, clocks in parks.items()}
+    for needs in ({"a": Need()}, {"a": Need(count=2, pool=("0",))}):
+        try:
+            placement(needs)
+        except ValueError as error:
+            answers["wrong"] = str(error)
+    one.close()
+    return answers
+    """)
+    assert (
+        found["fixed"][0] == "placement" and "MIG" in found["fixed"][1] and UUIDS[0] not in found["fixed"][1]
+    )
+    assert found["together"] == [[UUIDS[0]], [UUIDS[1]]]
+    assert found["again"] == [UUIDS[0]], "the same start, asked again"
+    assert found["full"][0] == "placement" and "claimed by a" in found["full"][1]
+    assert found["parks"] == {UUIDS[2]: [210, 210]}, "not what is about to start, nor what MIG splits"
+    assert found["released"] == UUIDS[:2] and found["any two"] == UUIDS[1:3]
+    assert "1 to 1" in found["wrong"]
+
+
+def test_parking(play: Callable[[str], Any]) -> None:
+    """The lowest clock where nothing runs or all sleep; a foreign or broken GPU is left alone."""
+    found = play("""
+    one = placement({"a": Need(tuple(UUIDS))})
+    gpus.set_process(0, A, GIB); gpus.set_process(0, B, GIB)
+    gpus.set_health(2, Health(remap_pending=True))
+    uses = await one.look()
+    one.close()
+    return [sorted(parked(uses, asleep)) for asleep in ((), ("a",), ("a", "b"))]
+    """)
+    assert found == [[UUIDS[1]], [UUIDS[1]], sorted(UUIDS[:2])]
