@@ -134,7 +134,7 @@ async def test_a_withdrawal_waits_for_the_workers_of_before_a_reload(tmp_path: P
         running = asyncio.create_task(s.post())
         await eventually(lambda: s.a.running == 1, "one runs")
         await asyncio.to_thread(s.proxy.reload)
-        while (admitted := await s.router.admitted()) is None:
+        while (admitted := await s.router.admitted()) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)  # the master starts anew too
         assert admitted == frozenset()  # in the new worker, as configured
         assert await s.router.sessions("a") == 1

@@ -49,8 +49,9 @@ def empty(s: Sight, proof_s: float, sessions: int | None, counts_sessions: bool)
 
 
 def _sleeps(s: Sight) -> bool:
-    """For good: nothing waits in it, and no wake is on its way."""
-    return s.look.asleep is True and not s.holds_requests and s.backend is not BackendState.STARTING
+    """For good: nothing waits in it, the backend has done with it, and no wake is on its way."""
+    on_its_way = s.backend in (BackendState.STARTING, BackendState.STOPPING)
+    return s.look.asleep is True and not s.holds_requests and not on_its_way
 
 
 def _crashed(s: Sight) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, TypeVar
 
 import httpx
 
@@ -13,6 +13,7 @@ from kvwattd.telemetry import layouts
 from kvwattd.telemetry.exposition import MetricsError, number, samples
 from kvwattd.telemetry.poller import MAX_PAGE_BYTES, new_client
 
+_T = TypeVar("_T")
 _KV_USAGE: Final = frozenset({"kv_cache_usage_perc", "gpu_cache_usage_perc"})
 
 
@@ -21,18 +22,18 @@ class HttpProbe:
 
     Args:
         urls: where each member's vLLM listens, whether it runs or not.
-        look_s: deadline of one look.
+        look_s: deadline of each half of a look.
         warm_up_s: deadline of the warm-up request; a first request may compile kernels.
     """
 
-    def __init__(self, urls: Mapping[str, str], look_s: float = 2.0, warm_up_s: float = 60.0) -> None:
+    def __init__(self, urls: Mapping[str, str], look_s: float = 1.0, warm_up_s: float = 60.0) -> None:
         self._urls = {name: url.rstrip("/") for name, url in urls.items()}
         self._look_s = look_s
         self._warm_up_s = warm_up_s
         self._clients: dict[str, httpx.AsyncClient] = {}
 
     async def look(self, member: str) -> Look:
-        """Ask for health, sleep and load; the three within one deadline."""
+        """Ask for health, then for sleep and load at once; the two halves within the deadline each."""
         try:
             async with asyncio.timeout(self._look_s):
                 if await self._status(member, "/health") != httpx.codes.OK:
@@ -41,11 +42,12 @@ class HttpProbe:
             return Look(healthy=False, gone=True)
         except (TimeoutError, httpx.HTTPError):
             return Look(healthy=False)
-        try:
-            async with asyncio.timeout(self._look_s):
-                return await self._details(member)
-        except (TimeoutError, httpx.HTTPError, MetricsError, ValueError):
-            return Look(healthy=True)
+        asleep, load = await asyncio.gather(
+            self._in_time(self._asleep(member)), self._in_time(self._load(member))
+        )
+        if load is None:
+            return Look(healthy=True, asleep=asleep)
+        return Look(True, asleep, running=load[0], waiting=load[1], kv_usage=load[2])
 
     async def load(self, member: str) -> int | None:
         """Running and waiting requests together; None: cannot be told."""
@@ -70,13 +72,13 @@ class HttpProbe:
         for client in clients.values():
             await client.aclose()
 
-    async def _details(self, member: str) -> Look:
-        asleep = await self._asleep(member)
+    async def _in_time(self, asking: Coroutine[Any, Any, _T]) -> _T | None:
+        """None: no answer in time, or none that can be used. vLLM is silent on sleep while weights move."""
         try:
-            running, waiting, usage = await self._load(member)
-        except (httpx.HTTPError, MetricsError):
-            return Look(healthy=True, asleep=asleep)
-        return Look(healthy=True, asleep=asleep, running=running, waiting=waiting, kv_usage=usage)
+            async with asyncio.timeout(self._look_s):
+                return await asking
+        except (TimeoutError, httpx.HTTPError, MetricsError, ValueError):
+            return None
 
     async def _asleep(self, member: str) -> bool | None:
         """A server without the call (404: no developer mode) cannot be put to sleep over HTTP."""

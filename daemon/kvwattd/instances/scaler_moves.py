@@ -80,11 +80,13 @@ class Mover:
         serve(r, self._now(), "serves")
 
     async def _start(self, r: Record, s: Sight, p: ScalerParams) -> None:
+        r.proof = None  # a router may take in what comes up
         await self._backend.start(r.name)
         r.asked[Move.START] = self._now()
         r.reason = "asked to start"
 
     async def _wake(self, r: Record, s: Sight, p: ScalerParams) -> None:
+        r.proof = None
         await self._backend.wake(r.name)
         r.asked[Move.WAKE] = self._now()
         r.ending = False  # whatever put it to sleep has come to its end

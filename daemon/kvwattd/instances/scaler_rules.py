@@ -74,7 +74,7 @@ def _serve_sees(r: Record, s: Sight, now_s: float, p: ScalerParams) -> None:
         return
     ours = r.origin is MemberStatus.STOPPED
     if (r.asked or not ours) and s.backend is BackendState.FAILED:
-        fail(r, now_s, "the backend says that it ended before it served")
+        fail(r, now_s, "the backend calls it failed before it served")
     elif (r.asked or not ours) and r.stopped_looks > p.dead_looks:
         fail(r, now_s, "it ended before it served")
     elif now_s - r.goal_since_s > p.start_timeout_s:

@@ -1,0 +1,277 @@
+"""Requests lost, hung or cut by scaling: simulated servers over real HTTP behind a real HAProxy, under load.
+
+    python bench/scaling.py [--quick] [--events N] [--json FILE]
+
+Random orders (drain to sleep, drain to stop, wake, start, taken back and cancelled) to six servers under open
+load, until so many scale events are done. Then the scaler is killed (SIGKILL) in every phase of a start, a
+wake and a drain, under load too. Beside us what others do: stop at once, stop right after the withdrawal,
+sleep at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from bars import Bar, show, write
+from kvwatt.pool import ActionKind, MemberStatus
+from scaling_killed import Killed, Nursery, Task, kill_all
+from scaling_load import Load, Outcome
+from scaling_stage import Stage, quiet_logs
+
+NAMES = "abcdef"
+RATE_PER_S = 12.0
+SCALE_INS = ("draining -> asleep", "draining -> stopped")
+SCALE_OUTS = ("starting -> ready",)
+# Chance per step of each order that fits a status.
+CHANCES: dict[MemberStatus, list[tuple[ActionKind, float]]] = {
+    MemberStatus.READY: [(ActionKind.DRAIN_TO_SLEEP, 0.35), (ActionKind.DRAIN_TO_STOP, 0.15)],
+    MemberStatus.ASLEEP: [(ActionKind.WAKE, 0.6), (ActionKind.DRAIN_TO_STOP, 0.05)],
+    MemberStatus.STOPPED: [(ActionKind.START, 0.6)],
+    MemberStatus.DRAINING: [(ActionKind.UNDRAIN, 0.02)],
+    MemberStatus.STARTING: [(ActionKind.CANCEL_START, 0.02)],
+}
+
+
+@dataclass
+class Run:
+    """What a part came to."""
+
+    scale_ins: int
+    scale_outs: int
+    outcome: Outcome
+    twice: int
+    cut_by_stop: int
+    took_s: float
+    errors: dict[str, int]
+
+    @property
+    def events(self) -> int:
+        return self.scale_ins + self.scale_outs
+
+
+async def scale(events: int, seed: int) -> Run:
+    """Random orders under load until so many scale events are done."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix="kvwatt-scaling-") as folder:
+        stage = Stage(Path(folder), NAMES)
+        try:
+            await _up(stage, NAMES)
+            load = Load(stage.proxy.url, RATE_PER_S, seed)
+            start_s = time.monotonic()
+            load.start()
+            told = 0
+            while _done(stage) < events:
+                for member, status in stage.status().items():
+                    for action, chance in CHANCES.get(status, []):
+                        if rng.random() < chance:
+                            await stage.order(member, action)
+                            break
+                await stage.step()
+                if _done(stage) >= told + 100:
+                    told = _done(stage)
+                    Console(stderr=True).print(
+                        f"{told} scale events, {time.monotonic() - start_s:.0f} s", style="dim"
+                    )
+            return await _result(stage, load, time.monotonic() - start_s)
+        finally:
+            await stage.close()
+
+
+def _done(stage: Stage) -> int:
+    return sum(stage.events[name] for name in SCALE_INS + SCALE_OUTS)
+
+
+async def _up(stage: Stage, names: str) -> None:
+    await stage.step()
+    for name in names:
+        await stage.order(name, ActionKind.START)
+    await stage.until(len(names))
+    stage.events.clear()
+
+
+async def _result(stage: Stage, load: Load, took_s: float) -> Run:
+    """The scaler goes on while the last requests end."""
+    stopping = asyncio.create_task(load.stop())
+    while not stopping.done():
+        await stage.step()
+    told = await stage.machine.told()
+    return Run(
+        scale_ins=sum(stage.events[name] for name in SCALE_INS),
+        scale_outs=sum(stage.events[name] for name in SCALE_OUTS),
+        outcome=stopping.result(),
+        twice=sum(member["twice"] for member in told.values()),
+        cut_by_stop=sum(member["cut"] for member in told.values()),
+        took_s=took_s,
+        errors={" ".join(key): count for key, count in stage.scaler.errors.items() if count},
+    )
+
+
+async def killed(most: int, seed: int) -> tuple[Killed, Run]:
+    """SIGKILL in every phase, three servers, load on."""
+    with tempfile.TemporaryDirectory(prefix="kvwatt-killed-") as folder:
+        stage = Stage(Path(folder), "abc")
+        nursery = Nursery()
+        try:
+            await _up(stage, "abc")
+            await stage.scaler.close()
+            load = Load(stage.proxy.url, RATE_PER_S / 2, seed)
+            load.start()
+            start_s = time.monotonic()
+            journal = str(Path(folder) / "instances.json")
+            base = Task(str(stage.fleet.socket), stage.fleet.urls, str(stage.proxy.socket), journal)
+            found = await kill_all(nursery, base, "c", stage.machine.told, most)
+            return found, await _result(stage, load, time.monotonic() - start_s)
+        finally:
+            nursery.close()
+            await stage.close()
+
+
+Rival = Callable[[Stage, str], Awaitable[None]]
+
+
+async def _stop_at_once(stage: Stage, member: str) -> None:
+    await stage.machine.stop(member)
+
+
+async def _withdraw_then_stop(stage: Stage, member: str) -> None:
+    await stage.router.withdraw(member)
+    await stage.machine.stop(member)
+
+
+async def _sleep_at_once(stage: Stage, member: str) -> None:
+    async with httpx.AsyncClient(timeout=30.0, trust_env=False) as client:
+        await client.post(f"{stage.fleet.urls[member]}/sleep?level=1&mode=abort")
+
+
+RIVALS: dict[str, Rival] = {
+    "stop at once (autoscaler without drain)": _stop_at_once,
+    "withdraw, then stop": _withdraw_then_stop,
+    "sleep at once (vLLM's default mode)": _sleep_at_once,
+}
+
+
+async def rival(way: Rival, times: int, seed: int) -> Run:
+    """The scaler stands aside (shadow) while the rival takes members away; it brings them back."""
+    with tempfile.TemporaryDirectory(prefix="kvwatt-rival-") as folder:
+        stage = Stage(Path(folder), "abc")
+        try:
+            await _up(stage, "abc")
+            load = Load(stage.proxy.url, RATE_PER_S, seed)
+            load.start()
+            start_s = time.monotonic()
+            for number in range(times):
+                member = "abc"[number % 3]
+                await asyncio.sleep(0.7)
+                await way(stage, member)
+                await asyncio.sleep(0.7)
+                await _back(stage, member)
+            run = await _result(stage, load, time.monotonic() - start_s)
+            run.scale_ins, run.scale_outs = times, times
+            return run
+        finally:
+            await stage.close()
+
+
+async def _back(stage: Stage, member: str) -> None:
+    async with asyncio.timeout(60.0):
+        while stage.status()[member] is not MemberStatus.READY or not await _in(stage, member):
+            status = stage.status()[member]
+            if status is MemberStatus.ASLEEP:
+                await stage.order(member, ActionKind.WAKE)
+            elif status in (MemberStatus.STOPPED, MemberStatus.FAILED):
+                await stage.order(member, ActionKind.START)
+            await stage.step()
+
+
+async def _in(stage: Stage, member: str) -> bool:
+    return member in (await stage.router.admitted() or frozenset())
+
+
+def table(rows: dict[str, Run]) -> Table:
+    shown = Table(title="Scaling under load")
+    for column in (
+        "",
+        "scale-ins",
+        "scale-outs",
+        "requests",
+        "in full",
+        "lost",
+        "cut",
+        "hung",
+        "started twice",
+        "s",
+    ):
+        shown.add_column(column, justify="right" if column else "left")
+    for name, run in rows.items():
+        o = run.outcome
+        numbers = (
+            run.scale_ins,
+            run.scale_outs,
+            o.sent,
+            o.good,
+            o.lost,
+            o.cut,
+            o.hung,
+            run.twice,
+            round(run.took_s),
+        )
+        shown.add_row(name, *map(str, numbers))
+    return shown
+
+
+def bars_of(ours: Run, deaths: Killed, after_deaths: Run, wanted: int) -> list[Bar]:
+    return [
+        Bar("scale events under load", ours.events, wanted, "higher"),
+        Bar("requests lost", ours.outcome.lost, 0, "lower"),
+        Bar("requests cut", ours.outcome.cut, 0, "lower"),
+        Bar("requests hung", ours.outcome.hung, 0, "lower"),
+        Bar("servers started twice", ours.twice, 0, "lower"),
+        Bar("phases in which the scaler was killed", deaths.killed, 10, "higher"),
+        Bar("killed: phases not adopted rightly", len(deaths.wrong), 0, "lower"),
+        Bar("killed: requests lost, cut or hung", after_deaths.outcome.bad, 0, "lower"),
+        Bar("killed: servers started twice", after_deaths.twice, 0, "lower"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="150 events, fewer kills: under 5 minutes")
+    parser.add_argument("--events", type=int, help="scale events (default 1000; with --quick 150)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    quiet_logs()
+    wanted = given.events or (150 if given.quick else 1000)
+    rows: dict[str, Run] = {"kvwatt": asyncio.run(scale(wanted, given.seed))}
+    deaths, after_deaths = asyncio.run(killed(3 if given.quick else 99, given.seed))
+    rows["kvwatt, scaler killed in every phase"] = after_deaths
+    for name, way in RIVALS.items():
+        rows[name] = asyncio.run(rival(way, 6 if given.quick else 15, given.seed))
+    Console().print(table(rows))
+    for name, run in rows.items():
+        for example in run.outcome.examples[:2]:
+            Console().print(f"{name}: {example}", style="dim")
+    for wrong in deaths.wrong:
+        Console().print(f"not adopted rightly: {wrong}")
+    bars = bars_of(rows["kvwatt"], deaths, after_deaths, wanted)
+    show(bars, "Scaling")
+    document: dict[str, Any] = {name: asdict(run) for name, run in rows.items()}
+    write(given.json, bars, runs=document, killed=asdict(deaths))
+
+
+if __name__ == "__main__":
+    main()
