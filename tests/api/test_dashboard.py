@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import pytest
 from fake_plane import TOKEN, FakePlane
 from playwright.async_api import Error, Page, async_playwright, expect
+from token_files import in_process, opened
 
 from kvwattd.api.app import create_app
 from kvwattd.api.auth import Access
@@ -90,6 +92,13 @@ async def test_a_promise_is_changed_with_a_token_and_not_without(looked: Looked,
     told = plane.slo_views["chat"].tbt
     assert told is not None
     assert told.limit_s == 0.25
+
+
+async def test_events_ask_for_a_token_where_reading_does(token_file: Path) -> None:
+    """The page itself holds nothing; the data behind it does."""
+    async with in_process(create_app(FakePlane(), opened(token_file, "token"))) as stranger:
+        assert (await stranger.get("/")).status_code == 200
+        assert (await stranger.get("/api/v1/events")).status_code == 401
 
 
 async def test_every_file_is_served_with_its_headers(client: httpx.AsyncClient) -> None:
