@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvwatt.attribution import MICRO, EnergyBook, Microjoules, Part, Prices, RequestEnergy, Work, prices_of
@@ -57,7 +58,7 @@ class EnergyAccount:
 
     def __init__(self, max_num_batched_tokens: int = 2048) -> None:
         self._chunk = min(CHUNK_TOKENS, float(max_num_batched_tokens))
-        self._micro = Microjoules()
+        self._micro: dict[str, Microjoules] = {}  # by GPU: one that is new does not bring its past along
         self._pending_uj, self._pending_s = 0, 0.0
         self._followed = Followed()
         self._finished: float | None = None  # by the page before
@@ -73,16 +74,16 @@ class EnergyAccount:
         self,
         page: EngineSnapshot,
         done: Interval | None,
-        total_j: float | None,
+        energy_j: Mapping[str, float],
         clock_mhz: float,
         step: StepEnergy | None,
         told: Told | None,
     ) -> None:
-        """`done`: since the page before, None at the first of an engine run. `total_j`: of all GPUs, only
-        growing; None where it cannot be read. `step`: the instance's model, None without one."""
+        """`done`: since the page before, None at the first of an engine run. `energy_j`: of
+        every GPU by UUID, only growing; empty where it cannot be read. `step`: the instance's model."""
         self.model_name = page.model_name
-        if total_j is not None:
-            self._pending_uj += self._micro.since_last(total_j)
+        for uuid, joules in energy_j.items():
+            self._pending_uj += self._micro.setdefault(uuid, Microjoules()).since_last(joules)
         finished, self._finished = self._finished, page.requests_finished_total
         if done is None or finished is None:
             self._forget()

@@ -16,6 +16,8 @@ from kvwatt.policy import NO_BUDGET, Applied, Budget, PolicyParams, decide
 from kvwatt.state import Binding, Decision, EngineShape, EngineSnapshot, GpuSample, Slo
 from kvwattd.config import InstanceConfig, Mode
 from kvwattd.durations import Durations
+from kvwattd.energy_account import EnergyAccount
+from kvwattd.energy_feed import attribute
 from kvwattd.holdbacks import HoldBacks
 from kvwattd.latency_monitor import LatencyMonitor
 from kvwattd.ledger.holding import HoldoutRun
@@ -86,6 +88,7 @@ class InstanceRuntime:
     decisions: deque[Recorded] = field(default_factory=lambda: deque(maxlen=DECISIONS_KEPT))
     bindings: Counter[Binding] = field(default_factory=Counter)
     savings: Savings = field(default_factory=Savings)
+    account: EnergyAccount = field(default_factory=EnergyAccount)
     holdout: HoldoutRun = field(default_factory=HoldoutRun)  # holds nothing until a ledger is kept
     latencies: LatencyMonitor = field(default_factory=LatencyMonitor)
     promises: Promises = field(default_factory=Promises)
@@ -158,6 +161,7 @@ class InstanceRuntime:
         self.promises.on_page(page, self.slo, self.observation.judged)
         budget = self.promises.budget(page.observed_s, self.slo)
         self._budget, self._cautious = Budget(budget), self.latencies.cautious(self.slo, budget)
+        attribute(self.account, self.observation, self.samples, self.model.compiled)
 
     def on_energy(self, accounts: Mapping[str, EnergyReading]) -> None:
         """What stands behind the energy figures; a doubt about a counter is told when it begins."""

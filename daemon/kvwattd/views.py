@@ -36,6 +36,7 @@ from kvwattd.instance import InstanceRuntime, Recorded
 from kvwattd.model_versions import SHIPPED, Version
 from kvwattd.observation import Observation
 from kvwattd.telemetry.energy_counter import EnergyReading
+from kvwattd.views_energy import attribution_view
 
 Unix = Callable[[float], float]  # monotonic seconds -> unix seconds
 
@@ -74,6 +75,7 @@ def instance_view(
         telemetry=telemetry_view(run, now_s),
         model=model,
         savings=savings_view(run),
+        attribution=attribution_view(run.account),
         override=override_view(run, now_s),
         decisions_total=dict(run.bindings),
         last_decision=decision_view(run.name, run.decisions[-1], unix) if run.decisions else None,

@@ -102,7 +102,7 @@ class Serving:
         done = interval(old, self.page) if old is not None else None
         ended, self.ended = self.ended, []
         told = Told(self.progress.roll, ended) if self.tapped else None
-        self.account.on_page(self.page, done, self.energy_j, float(CLOCK), Truth(), told)
+        self.account.on_page(self.page, done, {"GPU": self.energy_j}, float(CLOCK), Truth(), told)
 
     def _page(self) -> EngineSnapshot:
         counters, none = self.engine.counters, _histogram(0.0)

@@ -88,7 +88,7 @@ def test_an_engine_that_restarts_takes_its_requests_with_it() -> None:
     assert page is not None
     open_before = account.book.open
     assert open_before > 0
-    account.on_page(replace(page, observed_s=30.0), None, None, 1200.0, Truth(), None)
+    account.on_page(replace(page, observed_s=30.0), None, {}, 1200.0, Truth(), None)
     assert account.book.open == 0
     assert account.book.abandoned >= open_before
 
@@ -99,9 +99,9 @@ def test_without_a_model_energy_is_unknown_and_still_counted() -> None:
     served.run(10.0)
     page, account = served.page, EnergyAccount()
     assert page is not None
-    account.on_page(page, None, 100.0, 1200.0, None, None)
+    account.on_page(page, None, {"GPU": 100.0}, 1200.0, None, None)
     later = replace(page, observed_s=page.observed_s + 1.0)
-    account.on_page(later, interval(page, later), 400.0, 1200.0, None, None)
+    account.on_page(later, interval(page, later), {"GPU": 400.0, "new": 1e9}, 1200.0, None, None)
     assert account.book.parts[Part.UNKNOWN] == account.book.total == 300 * MICRO
 
 

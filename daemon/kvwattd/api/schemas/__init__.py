@@ -5,6 +5,7 @@ Views are built only when somebody asks. None means unknown or not applicable, n
 
 from __future__ import annotations
 
+from kvwattd.api.schemas.attribution import AttributionView, RequestEnergyView
 from kvwattd.api.schemas.base import View
 from kvwattd.api.schemas.changes import (
     AuditView,
@@ -79,6 +80,7 @@ __all__ = [
     "MANUAL_MAX_S",
     "OVERRIDE_MAX_S",
     "AttainmentView",
+    "AttributionView",
     "AuditView",
     "BuildView",
     "ConfigStateView",
@@ -117,6 +119,7 @@ __all__ = [
     "RefitView",
     "RegimeView",
     "ReloadView",
+    "RequestEnergyView",
     "RollbackRequest",
     "SavingsView",
     "ScaleEventView",

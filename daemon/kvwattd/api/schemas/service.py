@@ -7,9 +7,11 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from kvwatt.state import Binding, Metric
+from kvwattd.api.schemas.attribution import AttributionView
 from kvwattd.api.schemas.base import View
 from kvwattd.api.schemas.changes import ConfigStateView, SecurityView, SettingsView
 from kvwattd.api.schemas.decisions import DecisionView, OverrideView, SavingsView
+from kvwattd.api.schemas.ledger import LedgerView
 from kvwattd.api.schemas.models import ModelView
 from kvwattd.api.schemas.observed import GpuView, ProjectionView, StepView, TelemetryView
 from kvwattd.api.schemas.pool import PoolView
@@ -59,6 +61,7 @@ class InstanceView(View):
     telemetry: TelemetryView = TelemetryView()
     model: ModelView
     savings: SavingsView | None = None
+    attribution: AttributionView | None = None
     override: OverrideView | None = None
     decisions_total: dict[Binding, int] = Field(default_factory=dict)
     last_decision: DecisionView | None = None
@@ -96,6 +99,7 @@ class StatusView(View):
     config: ConfigStateView = ConfigStateView()
     security: SecurityView = SecurityView()
     pool: PoolView = PoolView()
+    ledger: LedgerView = LedgerView()
     instances: list[InstanceView] = Field(default_factory=list)
 
 

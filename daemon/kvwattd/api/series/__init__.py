@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from kvwattd.api.series.base import Series
+from kvwattd.api.series.energy import ENERGY_SERIES
 from kvwattd.api.series.gpu import GPU_SERIES
-from kvwattd.api.series.instance import INSTANCE_SERIES
+from kvwattd.api.series.instance import INSTANCE_SERIES as OTHER_SERIES
+from kvwattd.api.series.ledger import LEDGER_SERIES
 from kvwattd.api.series.pool import POOL_SERIES
 from kvwattd.api.series.status import STATUS_SERIES
 
-__all__ = ["GPU_SERIES", "INSTANCE_SERIES", "POOL_SERIES", "STATUS_SERIES", "Series"]
+INSTANCE_SERIES = (*OTHER_SERIES, *ENERGY_SERIES)
+
+__all__ = ["GPU_SERIES", "INSTANCE_SERIES", "LEDGER_SERIES", "POOL_SERIES", "STATUS_SERIES", "Series"]
