@@ -37,6 +37,7 @@ from kvwattd.api.tokens import TokenFile
 from kvwattd.config import ConfigError, Mode
 from kvwattd.instance import InstanceRuntime, Override
 from kvwattd.instances.http_sd import Listed
+from kvwattd.ledger.view import ledger_view
 from kvwattd.loop import Daemon
 from kvwattd.model_versions import VersionError, VersionStore
 from kvwattd.pool.manual import ManualScale
@@ -87,6 +88,7 @@ class Control:
             config=self.config_state(),
             security=security_view(self._access),
             pool=self.pool(),
+            ledger=ledger_view(self._daemon.ledger, self._daemon.runs.values()),
             instances=self.instances(),
         )
 

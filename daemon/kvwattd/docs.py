@@ -20,7 +20,7 @@ from kvwattd.api.app import create_app
 from kvwattd.api.auth import Access
 from kvwattd.api.ports import ControlPlane
 from kvwattd.api.prometheus import DURATION, START
-from kvwattd.api.series import GPU_SERIES, INSTANCE_SERIES, POOL_SERIES, STATUS_SERIES, Series
+from kvwattd.api.series import GPU_SERIES, INSTANCE_SERIES, LEDGER_SERIES, POOL_SERIES, STATUS_SERIES, Series
 from kvwattd.api.tokens import TokenFile
 from kvwattd.config import Config, InstanceConfig
 from kvwattd.config_change import IN_PLACE, needs_restart
@@ -111,6 +111,7 @@ def _metrics() -> str:
     rows = [_series(one, "") for one in STATUS_SERIES]
     rows.append([f"`{DURATION[0]}`", "histogram", "–", DURATION[1]])
     rows += [_series(one, "") for one in POOL_SERIES]
+    rows += [_series(one, "") for one in LEDGER_SERIES]
     rows.append([f"`{START[0]}`", "histogram", "kind, action", START[1]])
     rows += [_series(one, "instance") for one in INSTANCE_SERIES]
     rows += [_series(one, "instance, gpu") for one in GPU_SERIES]

@@ -11,7 +11,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-BASE_UNITS = ("_seconds", "_hertz", "_watts", "_joules", "_celsius", "_ratio", "_tokens")
+BASE_UNITS = ("_seconds", "_hertz", "_watts", "_joules", "_celsius", "_ratio", "_bytes", "_tokens")
 # Plain counts, states and information have no unit.
 UNITLESS = (
     "kvwatt_build_info",
@@ -46,6 +46,10 @@ UNITLESS = (
         for status in ["desired", "ready", "starting", "draining", "asleep", "stopped", "failed", "unknown"]
     ),
     "kvwatt_instance_capacity_requests",
+    "kvwatt_ledger_alarm",
+    "kvwatt_ledger_waiting_intervals",
+    "kvwatt_holdout_active",
+    "kvwatt_savings_disagreement_alarm",
     "kvwatt_pool_acting",
     "kvwatt_pool_fault",
     "kvwatt_pool_manual",

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from kvwattd.api.schemas import DurationView, PoolView, StatusView
-from kvwattd.api.series import GPU_SERIES, INSTANCE_SERIES, POOL_SERIES, STATUS_SERIES, Series
+from kvwattd.api.series import GPU_SERIES, INSTANCE_SERIES, LEDGER_SERIES, POOL_SERIES, STATUS_SERIES, Series
 
 T = TypeVar("T")
 DURATION = (
@@ -46,6 +46,7 @@ class StatusCollector(Collector):
         yield _durations(status.decision_duration)
         yield from (_render(series, (), [((), status)]) for series in POOL_SERIES)
         yield _start_times(status.pool)
+        yield from (_render(series, (), [((), status)]) for series in LEDGER_SERIES)
         yield from (_render(series, ("instance",), instances) for series in INSTANCE_SERIES)
         yield from (_render(series, ("instance", "gpu"), gpus) for series in GPU_SERIES)
 

@@ -32,6 +32,7 @@ class Agreement:
     instance: str
     measured: Estimate
     model_saved_j: float
+    attainment: Mapping[Metric, Attained]  # in control
 
     @property
     def beyond(self) -> float:
@@ -99,7 +100,7 @@ def agreements(rows: Iterable[Entry]) -> tuple[Agreement, ...]:
     for name, own in by_instance(rows).items():
         seen = measured(own, ALARM_LEVEL)
         if seen is not None:
-            found.append(Agreement(name, seen, modelled_j(own)))
+            found.append(Agreement(name, seen, modelled_j(own), kept_promises(controlled(own))))
     return tuple(found)
 
 
