@@ -157,7 +157,7 @@ def test_what_is_broken(play: Callable[[str], Any]) -> None:
 
 
 def test_what_cannot_be_told(play: Callable[[str], Any]) -> None:
-    """A hung or failing NVML, a lost GPU, owners that nobody knows: never free, told apart, and over again."""
+    """A hung or failing NVML, a lost GPU, owners that nobody knows: never free, and it recovers."""
     found = play("""
     global told
     one = placement(deadline_s=0.3)

@@ -152,12 +152,12 @@ def test_every_function_of_the_binding_exists(gpus: SimGpus, nvml: Nvml) -> None
     assert len(names) > 300
     assert names <= symbols.simulated() | symbols.unsupported()
     assert not symbols.simulated() & symbols.unsupported()
-    missing, ecc = nvml(f"""
+    missing, unsupported = nvml(f"""
         missing = [name for name in {sorted(names)} if not hasattr(n.nvmlLib, name)]
-        result = [missing, answer(n.nvmlDeviceGetEccMode, h)]
+        result = [missing, answer(n.nvmlDeviceGetDefaultEccMode, h)]
     """)
     assert missing == []
-    assert ecc == "NVMLError_NotSupported"
+    assert unsupported == "NVMLError_NotSupported"
 
 
 def test_calls_before_init_and_after_shutdown_are_uninitialized(gpus: SimGpus, nvml: Nvml) -> None:
