@@ -31,7 +31,8 @@ LEVEL_SD = np.array([0.001, 0.003, 0.01, 0.03, 0.1])  # of sqrt(1/s), per sqrt(s
 TREND_SD = np.array([0.0, 1e-5, 1e-4])  # of the slope per s, per sqrt(s)
 DISPERSIONS = np.array([1.0, 2.0, 5.0, 15.0, 50.0])
 TREND_LIFE_S = 300.0
-FORGET_S = 1200.0  # of how well each filter did
+PENALTY = 3.0  # nats by which a livelier filter must do better
+FORGET_S = 3600.0  # of how well each filter did
 HORIZONS_S = (30.0, 120.0, 480.0)  # at which past forecasts are checked
 CHECK_MEMORY = 60.0
 LARGEST_VARIANCE = 4.0  # of the level, relative to the square of 1 + level
@@ -96,6 +97,8 @@ class RateLearner:
         grid = np.meshgrid(LEVEL_SD**2, TREND_SD**2, DISPERSIONS, indexing="ij")
         self._level_q, self._slope_q, self._noise = (axis.ravel() for axis in grid)
         n = len(self._noise)
+        places = np.meshgrid(*(np.arange(len(a)) for a in (LEVEL_SD, TREND_SD, DISPERSIONS)), indexing="ij")
+        self._prior = -PENALTY * (places[0] + places[1]).ravel()
         self._log_weight = np.zeros(n)
         self._level, self._slope = np.zeros(n), np.zeros(n)
         self._var_level, self._cov, self._var_slope = np.full(n, 1e6), np.zeros(n), np.zeros(n)
@@ -132,7 +135,8 @@ class RateLearner:
         """What is expected from `now_s` on; None before the first window."""
         if self._seen_s is None:
             return None
-        weight = np.exp(self._log_weight - self._log_weight.max())
+        held = self._log_weight + self._prior
+        weight = np.exp(held - held.max())
         weight /= weight.sum()
         return RateForecast(
             made_s=now_s,

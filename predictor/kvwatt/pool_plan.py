@@ -34,6 +34,7 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 MOST_REGRETS = 5
+CAUTION = 0.95  # of what survivors may carry, per regret
 
 
 def plan(
@@ -187,7 +188,8 @@ def _perhaps_less(
     options: Choices, here: int, rates: _Rates, legal: BoolArray, crew: Crew, memory: PlanMemory
 ) -> _Wish:
     params, now_s = crew.params, crew.now_s
-    safe = legal & (options.capacity_per_s * params.survivors_load_max >= rates.back)
+    survivors_per_s = options.capacity_per_s * params.survivors_load_max * CAUTION**memory.regrets
+    safe = legal & (survivors_per_s >= rates.back)
     bigger = legal & (options.capacity_per_s >= options.capacity_per_s[here])
     allowed = safe | bigger
     extra = _switch_w(options, here, crew)
@@ -195,7 +197,7 @@ def _perhaps_less(
     present = _told(options.named(here))
     carried = f"{present} carry {options.capacity_per_s[here]:.3g}/s"
     told = f"{rates.mean:.3g}/s expected, up to {rates.back:.3g}/s; {carried}"
-    deep = bool(options.capacity_per_s[here] * params.survivors_load_max >= rates.back_from_stop)
+    deep = bool(survivors_per_s[here] >= rates.back_from_stop)
     if best is None or best == here:
         return replace(_settled(options, here, rates, f"{told}: kept, least watts", inf), to_stop=deep)
     power = options.watts(np.array([rates.mean]))[0] + extra
@@ -210,7 +212,7 @@ def _perhaps_less(
     if wait_s > 0.0:
         return _settled(options, here, rates, f"{told}: kept {wait_s:.0f} s more; {gain}", since_s)
     wish = _settled(options, best, rates, f"{told}: {gain}", since_s)
-    to_stop = bool(options.capacity_per_s[best] * params.survivors_load_max >= rates.back_from_stop)
+    to_stop = bool(survivors_per_s[best] >= rates.back_from_stop)
     return replace(wish, may_go=True, to_stop=to_stop)
 
 
