@@ -177,6 +177,7 @@ class Bench:
             lambda run: 900,
             names=("process", "http-sd"),
             targets=lambda members, acting: (),
+            release=self.scaler.close,
         )
 
     def put(self, **statuses: str) -> None:

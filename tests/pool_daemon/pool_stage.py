@@ -14,7 +14,7 @@ import httpx
 from kvwatt_sim import cards
 from kvwatt_sim.demo.balance import LeastBusy
 from kvwatt_sim.demo.daemon_process import DaemonProcess
-from kvwatt_sim.demo.day_run import stop_servers
+from kvwatt_sim.demo.day_run import keep_capacity, stop_servers, take_capacity
 from kvwatt_sim.demo.fleet import PoolPace, make_fleet
 from kvwatt_sim.demo.model import cached_model
 from kvwatt_sim.demo.plant import libraries
@@ -24,6 +24,7 @@ from kvwatt_sim.traces import TraceRequest
 from kvwattd.api.tokens import digest
 
 PATIENCE_S = 60.0
+CAPACITY = "pool-test-capacity"
 TOKEN = "a token that only tests use"
 PACE = PoolPace(
     period_s=0.5,
@@ -34,7 +35,9 @@ PACE = PoolPace(
     stay_s=20.0,
     settle_s=0.6,
     start_timeout_s=40.0,
-    day_s=4_000.0,
+    # A forecast that follows a jump within seconds, and forgets it as quickly.
+    forecast_quantile=0.6,
+    day_s=8_000.0,
 )
 
 
@@ -49,6 +52,7 @@ class PoolStage:
         tokens.chmod(0o600)
         stack.callback(stop_servers, folder / "state" / "instances")
         self._stack = stack
+        take_capacity(folder, CAPACITY)
         self.start(mode)
 
     def start(self, mode: str = "active") -> None:
@@ -86,6 +90,10 @@ class PoolStage:
         """What the process backend wrote of each running member."""
         records = (self.folder / "state" / "instances").glob("*.pid")
         return {record.stem: record.read_text() for record in records}
+
+    def keep_capacity(self) -> None:
+        """So that the next run of these tests need not make the table."""
+        keep_capacity(self.folder, CAPACITY)
 
     async def until(self, holds: Callable[[], bool], what: str, limit_s: float = PATIENCE_S) -> None:
         """Wait until it holds; fails only after a time that no working system needs."""

@@ -20,6 +20,7 @@ async def test_a_pool_follows_its_load_its_operator_and_survives_its_daemon(tmp_
             known = "the capacity of one instance does not become known"
             await stage.until(lambda: stage.pool()["kinds"][0]["capacity_per_s"] is not None, known)
             assert stage.count("ready") == 1 and stage.count("stopped") == 1
+            stage.keep_capacity()
         async with stage.load(BUSY_PER_S) as busy:
             await stage.until(lambda: stage.count("ready") == 2, "no second one comes")
         async with stage.load(QUIET_PER_S) as after:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from kvwattd.api.schemas import InstanceView, StatusView
 from kvwattd.commands.status_alarms import alarms
+from kvwattd.commands.status_pool import pool_parts
 from kvwattd.regime import Regime
 
 UNKNOWN = "–"
@@ -18,6 +19,7 @@ def screen(status: StatusView) -> Group:
     """Everything on one screen: a line for the daemon, then a block per instance."""
     parts: list[RenderableType] = [headline(status)]
     parts += [Text(told, style="bold red" if error else "yellow") for told, error in alarms(status)]
+    parts += pool_parts(status.pool)
     for view in status.instances:
         parts += [Text(), title(view), facts(view)]
     return Group(*parts)

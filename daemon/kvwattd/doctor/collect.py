@@ -20,12 +20,14 @@ from kvwattd.doctor.facts import (
     GuardFact,
     InstanceFact,
     ModelFact,
+    PoolFact,
     PortFact,
     Privilege,
     Process,
     TimeFact,
     TokenFact,
 )
+from kvwattd.doctor.look_at_pool import look_at_pool
 from kvwattd.guard.client import GuardClient
 from kvwattd.guard.nvml_session import NvmlCallError, NvmlSession, failure
 from kvwattd.guard.protocol import GuardError, Role
@@ -58,6 +60,7 @@ async def collect(config_path: Path | None, proc: Path = Path("/proc")) -> Facts
         port=await _port(config) if config else None,
         token=await asyncio.to_thread(_token, config) if config else TokenFact(),
         state_dir_error=await asyncio.to_thread(_state_dir_error, config) if config else "",
+        pool=await look_at_pool(config) if config else PoolFact(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -111,6 +112,17 @@ class TimeFact:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolFact:
+    """What backend and router tell. `states`: instance -> state and why; empty where it was not asked."""
+
+    states: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    admitted: frozenset[str] | None = None
+    router_error: str = ""
+    error: str = ""
+    under_systemd: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything. `config` None: none was given, or it was refused and `config_errors` says why."""
 
@@ -127,3 +139,4 @@ class Facts:
     port: PortFact | None = None
     token: TokenFact = field(default_factory=TokenFact)
     state_dir_error: str = ""
+    pool: PoolFact = field(default_factory=PoolFact)

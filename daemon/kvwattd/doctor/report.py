@@ -9,7 +9,7 @@ from dataclasses import asdict
 from rich.console import Group
 from rich.text import Text
 
-from kvwattd.doctor import host_checks, serving_checks
+from kvwattd.doctor import host_checks, pool_checks, serving_checks
 from kvwattd.doctor.facts import Facts, Finding, Level
 
 CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
@@ -21,6 +21,7 @@ CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     host_checks.check_writers,
     serving_checks.check_instances,
     serving_checks.check_model,
+    pool_checks.check_pool,
     host_checks.check_api,
     host_checks.check_time,
 )

@@ -13,8 +13,15 @@ TRAIN = "run `kvwatt profile` against this server, then `kvwatt train`"
 
 
 def check_instances(facts: Facts) -> Iterator[Finding]:
+    pooled = facts.config is not None and facts.config.pool.enabled
+    silent = [item for item in facts.instances if item.layout is None] if pooled else []
     for item in facts.instances:
-        yield from _check_instance(item)
+        if item in silent and len(silent) < len(facts.instances):
+            yield Finding(
+                f"vLLM {item.config.name}", Level.NOTE, "does not run now: the pool starts it if needed"
+            )
+        else:
+            yield from _check_instance(item)
 
 
 def _check_instance(item: InstanceFact) -> Iterator[Finding]:

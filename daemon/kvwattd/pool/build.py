@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from kvwatt.pool import Member, MemberStatus, PoolParams
 from kvwatt.pool_plan import plan
 from kvwattd.config import Config, InstanceConfig
-from kvwattd.config_pool import BackendName, PoolConfig, Rest, RouterName
+from kvwattd.config_pool import PoolConfig, Rest
 from kvwattd.instance import InstanceRuntime
-from kvwattd.instances.backend import Backend, BackendError, Cause
-from kvwattd.instances.haproxy import HaproxyRouter, HaproxySettings
-from kvwattd.instances.hooks import HookSettings, HooksRouter
 from kvwattd.instances.http_sd import HttpSdRouter, Listed, listed
 from kvwattd.instances.journal import FILE_NAME, Journal
-from kvwattd.instances.kubernetes import KubernetesBackend, Workload
-from kvwattd.instances.kubernetes_api import KubeApi
 from kvwattd.instances.probe_http import HttpProbe
-from kvwattd.instances.process import Launch, Place, ProcessBackend
-from kvwattd.instances.process_state import StopLimits
-from kvwattd.instances.router import NoRouter, Router
+from kvwattd.instances.router import Router
 from kvwattd.instances.scaler import OnDeadline, Scaler, ScalerParams
-from kvwattd.instances.systemd import SystemdBackend
-from kvwattd.instances.vllm_sleep import SleepBackend, SleepParams
 from kvwattd.pool.counts import ScaleCounts
 from kvwattd.pool.kinds import KindBook
 from kvwattd.pool.pace import PacedLearner
+from kvwattd.pool.parts import Late, backend_of, router_of
 from kvwattd.pool.task import Pool
 
 CALL_S = 30.0  # of a call, on top of what a router lets pass until a withdrawal is certain
@@ -46,7 +37,15 @@ def build(
         return None
     kinds = {item.name: kind_of(item) for item in config.instances}
     probe = HttpProbe({item.name: item.url for item in config.instances})
-    backend, router = backend_of(config, placer(runs)), router_of(config)
+    placement = Late()
+    backend, router = backend_of(config, placement), router_of(config)
+
+    async def release() -> None:
+        """Handles, never instances."""
+        for part in (backend, router, probe):
+            await part.close()
+        placement.close()
+
     scaler = Scaler(
         kinds,
         backend,
@@ -81,6 +80,7 @@ def build(
         lowest_mhz,
         names=(backend.name, router.name),
         targets=_targets(config, router, kinds),
+        release=release,
     )
 
 
@@ -119,82 +119,6 @@ def scaler_params(pool: PoolConfig) -> ScalerParams:
         warm_up=pool.warm_up,
         call_timeout_s=CALL_S + max(pool.http_sd.settle_s, pool.hooks.timeout_s + pool.hooks.settle_s),
     )
-
-
-def placer(runs: Mapping[str, InstanceRuntime]) -> Place:
-    """The GPUs that an instance names, as UUIDs: an index means another GPU to CUDA than to the driver."""
-
-    async def place(member: str) -> Sequence[str]:
-        gpus = runs[member].gpus
-        if not gpus:
-            told = runs[member].gpu_fault or "not looked up yet"
-            raise BackendError(Cause.PLACEMENT, f"{member}: its GPUs are not known: {told}")
-        return [info.uuid for info in gpus]
-
-    return place
-
-
-def backend_of(config: Config, place: Place) -> Backend:
-    """What starts and stops them, and puts them to sleep where that is wanted."""
-    pool = config.pool
-    inner = _starter(config, place)
-    if pool.rest is Rest.STOP:
-        return inner
-    params = SleepParams(
-        level=pool.sleep_level, refuse_busy_stop=OnDeadline(pool.drain_then) is not OnDeadline.STOP_ANYWAY
-    )
-    return SleepBackend(inner, {item.name: item.url for item in config.instances}, params)
-
-
-def _starter(config: Config, place: Place) -> Backend:
-    pool = config.pool
-    if pool.backend is BackendName.SYSTEMD:
-        return SystemdBackend([item.name for item in config.instances], place=place)
-    if pool.backend is BackendName.KUBERNETES:
-        return _kubernetes(config)
-    folder = config.daemon.state_dir / "instances"
-    launches = {item.name: Launch(item.command or ()) for item in config.instances}
-    limits = StopLimits(pool.stop_timeout_s, pool.kill_after_s)
-    return ProcessBackend(folder, launches, place=place, limits=limits)
-
-
-def _kubernetes(config: Config) -> Backend:
-    where, objects = config.pool.kubernetes, defaultdict[str, list[str]](list)
-    for item in config.instances:
-        objects[item.workload or ""].append(item.name)
-    workloads = []
-    for path, members in objects.items():
-        kind, _, name = path.partition("/")
-        workloads.append(Workload(kind, where.namespace, name, tuple(members)))
-    return KubernetesBackend(workloads, KubeApi(where.kubeconfig, where.context))
-
-
-def router_of(config: Config) -> Router:
-    """What spreads requests over them."""
-    pool = config.pool
-    if pool.router is RouterName.HAPROXY:
-        return HaproxyRouter(
-            HaproxySettings(
-                sockets=pool.haproxy.sockets,
-                masters=pool.haproxy.masters,
-                backend=pool.haproxy.backend,
-                servers={item.name: item.server or item.name for item in config.instances},
-            )
-        )
-    if pool.router is RouterName.HTTP_SD:
-        return HttpSdRouter(pool.http_sd.settle_s, time.monotonic)
-    if pool.router is RouterName.HOOKS:
-        hooks = pool.hooks
-        return HooksRouter(
-            HookSettings(
-                admit=hooks.admit or (),
-                withdraw=hooks.withdraw or (),
-                sessions=hooks.sessions or (),
-                timeout_s=hooks.timeout_s,
-                settle_s=hooks.settle_s,
-            )
-        )
-    return NoRouter()
 
 
 def _targets(

@@ -79,6 +79,7 @@ class Pool:
         lowest_mhz: Callable[[InstanceRuntime], int | None],
         names: tuple[str, str],
         targets: Callable[[tuple[Member, ...], bool], tuple[Listed, ...] | None],
+        release: Callable[[], Awaitable[None]],
     ) -> None:
         self._runs = runs
         self.scaler = scaler
@@ -91,6 +92,7 @@ class Pool:
         self._lowest_mhz = lowest_mhz
         self.backend, self.router = names
         self._targets = targets
+        self._release = release
         self._arrivals = Arrivals()
         self._memory = PlanMemory()
         self._failed_calls = 0
@@ -126,6 +128,7 @@ class Pool:
         finally:
             await self.kinds.close()
             await self.scaler.close()
+            await self._release()
 
     async def _guarded(self, job: Callable[[], Awaitable[None]]) -> None:
         """A fault of ours must not end the daemon that guards the clocks: told, and tried again."""
