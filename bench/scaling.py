@@ -15,7 +15,7 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from rich.table import Table
 
 from bars import Bar, show, write
 from kvwatt.pool import ActionKind, MemberStatus
-from scaling_killed import Killed, Nursery, Task, kill_all
+from scaling_killed import CYCLE, QUICK, Killed, Nursery, Task, Transition, kill_all
 from scaling_load import Load, Outcome
 from scaling_stage import Stage, quiet_logs
 
@@ -55,6 +55,7 @@ class Run:
     cut_by_stop: int
     took_s: float
     errors: dict[str, int]
+    checks: str
 
     @property
     def events(self) -> int:
@@ -115,10 +116,11 @@ async def _result(stage: Stage, load: Load, took_s: float) -> Run:
         cut_by_stop=sum(member["cut"] for member in told.values()),
         took_s=took_s,
         errors={" ".join(key): count for key, count in stage.scaler.errors.items() if count},
+        checks=stage.checks(),
     )
 
 
-async def killed(most: int, seed: int) -> tuple[Killed, Run]:
+async def killed(cycle: Sequence[Transition], seed: int) -> tuple[Killed, Run]:
     """SIGKILL in every phase, three servers, load on."""
     with tempfile.TemporaryDirectory(prefix="kvwatt-killed-") as folder:
         stage = Stage(Path(folder), "abc")
@@ -131,7 +133,7 @@ async def killed(most: int, seed: int) -> tuple[Killed, Run]:
             start_s = time.monotonic()
             journal = str(Path(folder) / "instances.json")
             base = Task(str(stage.fleet.socket), stage.fleet.urls, str(stage.proxy.socket), journal)
-            found = await kill_all(nursery, base, "c", stage.machine.told, most)
+            found = await kill_all(nursery, base, "c", stage.machine.told, cycle)
             return found, await _result(stage, load, time.monotonic() - start_s)
         finally:
             nursery.close()
@@ -257,7 +259,8 @@ def main() -> None:
     quiet_logs()
     wanted = given.events or (150 if given.quick else 1000)
     rows: dict[str, Run] = {"kvwatt": asyncio.run(scale(wanted, given.seed))}
-    deaths, after_deaths = asyncio.run(killed(3 if given.quick else 99, given.seed))
+    Console(stderr=True).print(str(rows["kvwatt"]), style="dim")
+    deaths, after_deaths = asyncio.run(killed(QUICK if given.quick else CYCLE, given.seed))
     rows["kvwatt, scaler killed in every phase"] = after_deaths
     for name, way in RIVALS.items():
         rows[name] = asyncio.run(rival(way, 6 if given.quick else 15, given.seed))

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,11 +164,20 @@ UP = [
 ]
 WAKE = [*UP, "wake:before:1", "wake:after:1"]
 START = [*UP, "start:before:1", "start:after:1"]
-CYCLE: list[tuple[ActionKind, str, list[str]]] = [
+Transition = tuple[ActionKind, str, list[str]]
+CYCLE: list[Transition] = [
     (ActionKind.DRAIN_TO_SLEEP, "asleep", SLEEP),
     (ActionKind.WAKE, "ready", WAKE),
     (ActionKind.DRAIN_TO_STOP, "stopped", STOP),
     (ActionKind.START, "ready", START),
+]
+
+
+QUICK: list[Transition] = [
+    (ActionKind.DRAIN_TO_SLEEP, "asleep", ["withdraw:after:1", "sleep:after:1", "journal:half:1"]),
+    (ActionKind.WAKE, "ready", ["wake:after:1", "warm_up:after:1", "admit:after:1"]),
+    (ActionKind.DRAIN_TO_STOP, "stopped", ["sessions:after:1", "stop:before:1", "stop:after:1"]),
+    (ActionKind.START, "ready", ["start:before:1", "start:after:1", "admit:before:1"]),
 ]
 
 
@@ -185,13 +194,13 @@ async def kill_all(
     base: Task,
     member: str,
     told: Callable[[], Coroutine[Any, Any, Mapping[str, Any]]],
-    most: int = 99,
+    cycle: Sequence[Transition] = CYCLE,
 ) -> Killed:
-    """Every phase of every transition once: `most` phases of each."""
+    """Every phase of every transition of the cycle once; the cycle ends where it began."""
     found = Killed()
-    rounds = max(len(phases[:most]) for _, _, phases in CYCLE)
+    rounds = max(len(phases) for _, _, phases in cycle)
     for number in range(rounds):
-        for action, reached, phases in CYCLE:
+        for action, reached, phases in cycle:
             kill = phases[number * len(phases) // rounds]
             before = (await told())[member]["starts"]
             died = await nursery.child(_with(base, [(member, action)], kill, {member: reached}))
@@ -205,6 +214,7 @@ async def kill_all(
                         found.wrong.append(f"{action} {kill}: not gone on with")
                 died = last
             started = (await told())[member]["starts"] - before
+            print(f"{action} {kill}: killed {found.killed}, wrong {len(found.wrong)}", file=sys.stderr)
             if died != 0 or started != (action is ActionKind.START):
                 found.wrong.append(f"{action} {kill}: status {died}, started {started} times")
     return found

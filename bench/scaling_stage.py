@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import logging
 import sys
 import time
@@ -61,7 +63,7 @@ class Stage:
 
     def __init__(self, folder: Path, names: str, params: ScalerParams = PARAMS) -> None:
         self.fleet = Fleet(names)
-        self.proxy = Haproxy(folder, self.fleet.ports, threads=1)
+        self.proxy = Haproxy(folder, self.fleet.ports, check="1s")
         self.proxy.start()
         self.machine = FleetBackend(self.fleet.socket)
         self.backend, self.router, self.probe = parts(self.fleet.socket, self.fleet.urls, self.proxy.socket)
@@ -83,6 +85,13 @@ class Stage:
 
     def status(self) -> dict[str, MemberStatus]:
         return {member.name: member.status for member in self.scaler.members()}
+
+    def checks(self) -> str:
+        """What HAProxy's health checks found; a starved machine fails them, which is no doing of a scaler."""
+        rows = list(csv.DictReader(io.StringIO(self.proxy.command("show stat vllm 4 -1").lstrip("# "))))
+        return "; ".join(
+            f"{r['svname']} {r['status']} failed {r['chkfail']} down {r['chkdown']}" for r in rows
+        )
 
     async def until(self, count: int, limit_s: float = 60.0) -> None:
         """Until so many are READY."""

@@ -22,7 +22,8 @@ global
     nbthread {threads}
 defaults
     mode http
-    timeout connect 5s
+    timeout connect 10s
+    timeout check 10s
     timeout server 60s
     timeout client 60s
     timeout queue 30s
