@@ -36,6 +36,7 @@ Floats = npt.NDArray[np.float64]
 LEVEL = 0.95
 LEAST_WINDOWS = 3
 TWO_COLUMNS = 5  # from so many windows on, what is used at no load is told apart
+WORST_CONDITION = 1e6  # of the columns' products: beyond it they are one column
 DEGREES_EXACT = 400  # beyond it the windows are so many that their number alone gives the degrees
 
 
@@ -103,13 +104,16 @@ def estimate(
     usable = [w for w in windows if w.work.seconds > 0.0]
     if len(usable) < LEAST_WINDOWS or controlled.seconds <= 0.0:
         return None
-    columns = _columns(usable, controlled)
-    x = np.array([[_value(w.work, name) for name in columns] for w in usable])
     y = np.array([w.energy_j for w in usable])
-    at = np.array([_value(controlled, name) for name in columns])
-    if not (np.isfinite(x).all() and np.isfinite(y).all() and np.isfinite(at).all()):
-        raise ValueError("work and energy of windows must be finite")
-    fit = _fit(x, y, at)
+    columns, fit = _columns(usable, controlled), None
+    while columns and fit is None:
+        x = np.array([[_value(w.work, name) for name in columns] for w in usable])
+        at = np.array([_value(controlled, name) for name in columns])
+        if not (np.isfinite(x).all() and np.isfinite(y).all() and np.isfinite(at).all()):
+            raise ValueError("work and energy of windows must be finite")
+        fit = _fit(x, y, at)
+        # Where the load never changed, what is used at no load cannot be told apart, and need not.
+        columns = columns if fit is not None else columns[:-1]
     if fit is None:
         return None
     baseline_j, variance, degrees, slope = fit
@@ -152,7 +156,7 @@ def _fit(x: Floats, y: Floats, at: Floats) -> tuple[float, float, float, tuple[f
     root = np.sqrt(x[:, 0])  # the first column is proportional to the variance, and positive
     xw, yw = x / root[:, None], y / root
     gram = xw.T @ xw
-    if np.linalg.cond(gram) > 1e10:
+    if np.linalg.cond(gram) > WORST_CONDITION:
         return None
     inverse = np.linalg.inv(gram)
     slope = inverse @ xw.T @ yw

@@ -2,8 +2,8 @@
 
     python ledger_player.py FILE FIRST PERIOD_S
 
-Prints `closed N AT` when interval N was handed over (monotonic seconds), and `kept N` when the writer says that
-N is on the disk.
+Prints `closed N AT` when interval N was handed over (monotonic seconds), and `kept N` when the writer says
+that N is on the disk.
 """
 
 from __future__ import annotations

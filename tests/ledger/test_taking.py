@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from kvwattd.instance import Override
 from kvwattd.ledger import proof
 from kvwattd.ledger.entry import Entry
 from kvwattd.regime import Regime
-
 
 SPAN_S = 900.0
 
@@ -53,7 +53,7 @@ def test_every_joule_second_and_token_is_in_exactly_one_row(played: tuple[World,
 def test_rows_follow_each_other_and_are_of_one_kind(played: tuple[World, list[Entry]]) -> None:
     """No gap, no overlap; none longer than the interval and a reading."""
     _, rows = played
-    for one, other in zip(rows, rows[1:], strict=False):
+    for one, other in itertools.pairwise(rows):
         assert abs(other.start_ms - one.end_ms) <= 1
     assert all(r.time_ms <= 31_000 for r in rows)
     assert rows[0].start_ms >= 1000 * EPOCH_S
