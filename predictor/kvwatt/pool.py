@@ -12,7 +12,7 @@ from enum import StrEnum
 from math import inf, isfinite
 from typing import Protocol
 
-from kvwatt.queueing import CapacityTable
+from kvwatt.capacity_table import CapacityTable
 
 
 class MemberStatus(StrEnum):

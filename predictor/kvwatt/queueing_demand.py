@@ -75,7 +75,7 @@ def lengths(tokens: npt.ArrayLike, most: int = 64) -> Prompts:
         usual = len(values) - max(len(values) // 10, 1)
         half = max(most // 2, 1)
         parts = [p for end in (values[:usual], values[usual:]) for p in np.array_split(end, half) if len(p)]
-    share = np.array([len(part) for part in parts]) / len(values)
+    share = np.array([float(len(part)) for part in parts]) / len(values)
     return Prompts(np.array([part.mean() for part in parts]), share)
 
 
