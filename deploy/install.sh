@@ -1,12 +1,13 @@
 #!/bin/sh
 # Installs kvwatt as two systemd services, or takes every trace of it away again. See docs/install-systemd.md.
 #
-#   deploy/install.sh [--python PYTHON] [--wheel FILE] [--without-program] [--root DIR]
+#   deploy/install.sh [--python PYTHON] [--wheel FILE] [--without-program] [--instances] [--root DIR]
 #   deploy/install.sh --uninstall [--root DIR]
 #
 #   --python PYTHON     interpreter for the environment in /opt/kvwatt (default python3; 3.11 or later)
 #   --wheel FILE        install this file instead of the checkout that this script lies in
 #   --without-program   leave /opt/kvwatt alone: the program is there by other means
+#   --instances         kvwatt may start and stop vLLM: vllm@.service, and a polkit rule for exactly those units
 #   --root DIR          install below DIR (an image, a package, a test): no users, no systemctl, no program
 #   --uninstall         stop the services, put back the clocks, remove files, folders, users and groups
 #
@@ -19,6 +20,7 @@ python=python3
 source=$here
 root=
 program=yes
+instances=no
 action=install
 
 fail() { echo "install.sh: $*" >&2; exit 1; }
@@ -35,9 +37,10 @@ while [ $# -gt 0 ]; do
             esac
             shift ;;
         --without-program) program=no ;;
+        --instances) instances=yes ;;
         --uninstall) action=uninstall ;;
-        -h|--help) sed -n '2,14p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
-        *) fail "$1: expected --python, --wheel, --without-program, --root or --uninstall" ;;
+        -h|--help) sed -n '2,15p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+        *) fail "$1: expected --python, --wheel, --without-program, --instances, --root or --uninstall" ;;
     esac
     shift
 done
@@ -53,6 +56,7 @@ etc=$root/etc/kvwatt
 units=$root/etc/systemd/system
 sysusers=$root/usr/lib/sysusers.d/kvwatt.conf
 tmpfiles=$root/usr/lib/tmpfiles.d/kvwatt.conf
+rules=$root/etc/polkit-1/rules.d
 created=$root/var/lib/kvwatt-guard/created-by-install  # users, groups and folders that were not there before
 guard="/opt/kvwatt/bin/kvwatt-guard --config /etc/kvwatt/guard.toml --state-file /var/lib/kvwatt-guard/state.json"
 
@@ -100,6 +104,23 @@ install_program() {
     chmod -R go-w "$opt"
 }
 
+# A unit and a rule of that name that are there already may be the operator's own: they stay.
+install_instances() {
+    news=
+    folder 0755 "$rules"
+    folder 0755 "$root/etc/vllm"
+    printf %s "$news" >>"$created"
+    for pair in "vllm@.service:$units" "50-kvwatt.rules:$rules"; do
+        name=${pair%%:*} place=${pair#*:}
+        if [ -e "$place/$name" ] && ! grep -qxF "file:$place/$name" "$created"; then
+            say "kept $place/$name"
+            continue
+        fi
+        install -m 0644 "$here/systemd/$name" "$place/$name"
+        grep -qxF "file:$place/$name" "$created" || echo "file:$place/$name" >>"$created"
+    done
+}
+
 do_install() {
     news=
     for place in "$etc" "$units" "$(dirname "$sysusers")" "$(dirname "$tmpfiles")" "$root/var/lib"; do
@@ -114,6 +135,7 @@ do_install() {
     config "$here/systemd/guard.toml" "$etc/guard.toml" 0644 root
     config "$here/deploy/kvwatt.example.toml" "$etc/kvwatt.toml" 0640 kvwatt
     install -m 0644 "$here/systemd/kvwatt-guard.service" "$here/systemd/kvwatt.service" "$units/"
+    [ $instances = no ] || install_instances
     if [ $live = yes ]; then
         systemd-tmpfiles --create "$tmpfiles"
         systemctl daemon-reload
@@ -147,6 +169,7 @@ remove_folders() {
 do_uninstall() {
     [ $live = no ] || restore_clocks
     folders=$(cat "$created" 2>/dev/null || true)
+    echo "$folders" | sed -n 's/^file://p' | while IFS= read -r file; do rm -f "$file"; done
     rm -f "$units/kvwatt-guard.service" "$units/kvwatt.service" "$sysusers" "$tmpfiles"
     rm -rf "$units/kvwatt-guard.service.d" "$units/kvwatt.service.d"
     [ $live = no ] || systemctl daemon-reload

@@ -79,6 +79,36 @@ def test_uninstall_restores_everything(root: Path) -> None:
         assert tree(root) == before
 
 
+def test_instances_are_asked_for(root: Path) -> None:
+    """Only with --instances may kvwatt start and stop units; a unit of the operator's own stays."""
+    assert not {name for name in installed(root) if "vllm" in name or "polkit" in name}
+    own = root / "etc/systemd/system/vllm@.service"
+    own.write_text("[Service]\n")
+    for _ in range(2):
+        done = run("--root", str(root), "--instances")
+        assert done.returncode == 0, done.stderr
+    assert "kept" in done.stdout and own.read_text() == "[Service]\n"
+    rule = root / "etc/polkit-1/rules.d/50-kvwatt.rules"
+    assert rule.read_bytes() == (REPOSITORY / "systemd" / "50-kvwatt.rules").read_bytes()
+    own.unlink()
+    assert run("--root", str(root), "--instances").returncode == 0
+    assert own.read_bytes() == (REPOSITORY / "systemd" / "vllm@.service").read_bytes()
+
+
+def test_uninstall_takes_the_instances_along(root: Path) -> None:
+    """Unit, rule and the folders made for them are gone; a unit of the operator's own is not."""
+    before = tree(root)
+    assert run("--root", str(root), "--instances").returncode == 0
+    assert tree(root) != before
+    assert run("--root", str(root), "--uninstall").returncode == 0
+    assert tree(root) == before
+    (root / "etc/systemd/system/vllm@.service").write_text("[Service]\n")
+    before = tree(root)
+    assert run("--root", str(root), "--instances").returncode == 0
+    assert run("--root", str(root), "--uninstall").returncode == 0
+    assert tree(root) == before
+
+
 def test_wrong_arguments_change_nothing(root: Path) -> None:
     """An unknown or incomplete option is named, and nothing happens."""
     before = tree(root)
