@@ -27,6 +27,8 @@ WRITES: list[tuple[str, str, Any]] = [
     ("PUT", "/api/v1/instances/chat/override", {"clock_mhz": 900, "duration_s": 60}),
     ("DELETE", "/api/v1/instances/chat/override", None),
     ("PUT", "/api/v1/instances/chat/model/rollback", {"version": 1}),
+    ("PUT", "/api/v1/pool/scale", {"instances": 2, "duration_s": 60}),
+    ("DELETE", "/api/v1/pool/scale", None),
     ("POST", "/api/v1/config/reload", None),
 ]
 READS = ["/api/v1/status", "/api/v1/decisions", "/api/v1/settings", "/api/v1/config", "/metrics"]
@@ -39,7 +41,8 @@ def remove(path: Path) -> None:
 
 
 def state_of(plane: FakePlane) -> tuple[object, ...]:
-    return (plane.mode_view, dict(plane.slo_views), plane.by_hand, plane.serving, plane.reloads)
+    by_hand = (plane.by_hand, plane.scale_by_hand)
+    return (plane.mode_view, dict(plane.slo_views), *by_hand, plane.serving, plane.reloads)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ class PoolStage:
         tokens.chmod(0o600)
         stack.callback(stop_servers, folder / "state" / "instances")
         self._stack = stack
+        self._http = stack.enter_context(httpx.Client(timeout=10.0, trust_env=False))
         take_capacity(folder, CAPACITY)
         self.start(mode)
 
@@ -66,16 +67,16 @@ class PoolStage:
 
     def put(self, path: str, body: object) -> httpx.Response:
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        return httpx.put(f"{self.daemon.url}{path}", json=body, headers=headers, timeout=10.0)
+        return self._http.put(f"{self.daemon.url}{path}", json=body, headers=headers)
 
     def pool(self) -> dict[str, Any]:
         """/api/v1/pool."""
-        found: dict[str, Any] = httpx.get(f"{self.daemon.url}/api/v1/pool", timeout=10.0).json()
+        found: dict[str, Any] = self._http.get(f"{self.daemon.url}/api/v1/pool").json()
         return found
 
     def regimes(self) -> list[str]:
         """Of the instances."""
-        found = httpx.get(f"{self.daemon.url}/api/v1/instances", timeout=10.0).json()
+        found = self._http.get(f"{self.daemon.url}/api/v1/instances").json()
         return [str(item["regime"]) for item in found]
 
     def statuses(self) -> dict[str, str]:
