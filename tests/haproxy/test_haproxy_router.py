@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from haproxy_process import Haproxy
+from haproxy_process import Haproxy, find
 from tiny_engine import TinyEngine
 
 from kvwattd.instances.haproxy import HaproxyRouter, HaproxySettings
@@ -184,3 +185,15 @@ async def test_names_and_permissions_are_told(tmp_path: Path) -> None:
             await gone.withdraw("a")
     with pytest.raises(ValueError, match="no name of a backend"):
         HaproxySettings([tmp_path], "vllm; set", {})
+
+
+def test_the_shipped_configuration_is_accepted(tmp_path: Path) -> None:
+    """`haproxy -c`, with the group left out that only an installation has."""
+    shipped = Path(__file__).resolve().parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
+    ours = tmp_path / "haproxy.cfg"
+    ours.write_text(shipped.read_text().replace("group kvwatt ", "").replace("/run/haproxy", str(tmp_path)))
+    program, environment = find()
+    command = [program, "-c", "-f", str(ours)]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert "WARNING" not in told.stderr + told.stdout

@@ -164,7 +164,7 @@ GOOD = {"/health": (200, ""), "/is_sleeping": (200, '{"is_sleeping": false}'), "
 async def test_a_look_says_what_it_cannot_see(change: dict[str, tuple[int, str]], expected: Look) -> None:
     """What is missing or nonsense is None, never zero and never awake."""
     async with engine(GOOD | change) as url:
-        probe = HttpProbe({"a": url})
+        probe = HttpProbe({"a": url}, look_s=20.0)
         assert await probe.look("a") == expected
         await probe.close()
 
