@@ -3,8 +3,9 @@
     python bench/forecast.py [--quick] [--json FILE]
 
 Asked every minute (every ten seconds on Azure, which is short) is the 95 % quantile of the arrivals in the
-minute that begins a horizon from now: 20 s (waking a sleeping instance), 2 min and 5 min (starting one). Loss: pinball at 95 %, in requests/s, over
-the mean rate; coverage: share of minutes below the quantile, wanted 95 %.
+minute that begins a horizon from now: 20 s (waking a sleeping instance), 2 min and 5 min (starting one).
+Loss: pinball at 95 %, in requests/s, over the mean rate; coverage: share of minutes below the quantile,
+wanted 95 %.
 
 ServeGen: four days per seed from the day of real rates: linear between its ten-minute means, each day
 shifted by up to 20 minutes, scaled by 10 %, and wandering by 5 % (relaxing in ten minutes); arrivals are

@@ -84,8 +84,8 @@ def _weighted(tokens: FloatArray, weight: FloatArray, most: int = 64) -> Prompts
     order = np.argsort(tokens, kind="stable")
     values, share = tokens[order], weight[order] / weight.sum()
     place = np.minimum((np.cumsum(share) * most * (1.0 - 1e-12)).astype(np.intp), most - 1)
-    total = np.bincount(place, share, most)
-    mean = np.bincount(place, share * values, most)
+    total = np.bincount(place, share, most).astype(np.float64)
+    mean = np.bincount(place, share * values, most).astype(np.float64)
     used = total > 0.0
     return Prompts(mean[used] / total[used], total[used])
 
