@@ -243,3 +243,59 @@ def test_parking(play: Callable[[str], Any]) -> None:
     return [sorted(parked(uses, asleep)) for asleep in ((), ("a",), ("a", "b"))]
     """)
     assert found == [[UUIDS[1]], [UUIDS[1]], sorted(UUIDS[:2])]
+
+
+def test_with_real_processes(play: Callable[[str], Any]) -> None:
+    """A simulated vLLM as a child: loading, up, asleep, stopped, and what its GPU is meanwhile."""
+    found = play("""
+    import tempfile
+    from kvwattd.instances.backend import Withdrawn
+    from kvwattd.instances.process import Launch, ProcessBackend
+    from kvwattd.instances.vllm_sleep import SleepBackend
+    import socket, time
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = (sys.executable, "-m", "kvwatt_sim.server", "--card", "l20", "--state", sys.argv[1],
+               "--gpu", "1", "--port", str(port), "--start-s", "0.5")
+    one = placement({"a": Need((UUIDS[1],)), "b": Need((UUIDS[1],))})
+    folder = Path(tempfile.mkdtemp())
+    inner = ProcessBackend(folder, {"a": Launch(command), "b": Launch(command)}, place=one.place)
+    one._owners = inner.processes
+    backend = SleepBackend(inner, {"a": f"http://127.0.0.1:{port}"})
+    seen = []
+
+    async def until(wanted, gpu):
+        for _ in range(2000):
+            state, use = (await backend.states())["a"], (await one.look())[UUIDS[1]]
+            if (state, use.state) == (wanted, gpu):
+                asleep = ["a"] if state == "asleep" else []
+                seen.append([state, use.state, list(use.members), list(parked({UUIDS[1]: use}, asleep))])
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError((wanted, gpu, state, use, backend.reasons, inner.log("a").read_text()))
+
+    await until("stopped", "free")
+    await backend.start("a")
+    await until("running", "busy")
+    try:
+        await backend.start("b")
+    except BackendError as error:
+        seen.append([str(error.cause), error.detail])
+    while True:
+        try:
+            await backend.sleep("a", Withdrawn("a", "test", time.monotonic()))
+            break
+        except BackendError as error:
+            assert error.cause in ("unreachable", "busy"), error
+            await asyncio.sleep(0.05)
+    await until("asleep", "busy")
+    await backend.stop("a")
+    await until("stopped", "free")
+    await backend.close(); one.close()
+    return seen
+    """)
+    stopped, up, refused, asleep, again = found
+    assert stopped == again == ["stopped", "free", [], [UUIDS[1]]]
+    assert up == ["running", "busy", ["a"], []]
+    assert refused[0] == "placement" and "is busy (a)" in refused[1]
+    assert asleep == ["asleep", "busy", ["a"], [UUIDS[1]]]

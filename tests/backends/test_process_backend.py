@@ -191,6 +191,29 @@ async def test_one_that_is_killed(folder: Path) -> None:
     assert (await backend.processes())["a"] != {pid}
 
 
+async def test_how_it_ended(folder: Path) -> None:
+    """The exit status or the signal is told, as far as this kvwatt saw it."""
+    launches = {"a": python("raise SystemExit(3)"), "b": SLEEP}
+    backend = ProcessBackend(folder, launches)
+    await backend.start("a")
+    await until(backend, "a", BackendState.FAILED)
+    assert (await ProcessBackend(folder, launches).states())["a"] is BackendState.FAILED
+    await backend.states()
+    assert "status 3" in backend.reasons["a"]
+
+
+async def test_killed_before_it_was_anything(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory while its interpreter starts: told at once, and a start tries again."""
+    backend = ProcessBackend(folder, {"a": SLEEP})
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", "/bin/false")
+        await backend.start("a")
+    await until(backend, "a", BackendState.FAILED)
+    assert "ended early: status 1" in backend.reasons["a"], "not because its start is overdue"
+    await backend.start("a")
+    await until(backend, "a", BackendState.RUNNING)
+
+
 async def test_killed_while_nobody_looked(folder: Path) -> None:
     """It ended between two kvwatts, and its number went to another: FAILED, and that one is let be."""
     backend = ProcessBackend(folder, {"a": SLEEP})

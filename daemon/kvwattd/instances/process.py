@@ -8,6 +8,7 @@ there the `systemd` backend is right.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -101,7 +102,8 @@ class ProcessBackend:
         self._deadline_s = deadline_s
         self._now = now
         self._worker = DeadlineWorker("instances")
-        self._children: dict[str, int] = {}
+        self._children: dict[str, tuple[int, str]] = {}  # process id and nonce of its start
+        self._ends: dict[str, str] = {}  # how a child of ours ended
         self._strays: frozenset[str] = frozenset()
         self._scanned_s: float | None = None
         self._reasons: dict[str, str] = {}
@@ -220,7 +222,8 @@ class ProcessBackend:
             case Todo.SETTLE_STOPPED:
                 records.clear()
             case Todo.SETTLE_FAILED:
-                records.fail(judged.reason)
+                how = f": {self._ends.pop(member)}" if member in self._ends else ""
+                records.fail(judged.reason + how)
             case Todo.NOTHING:
                 pass
 
@@ -251,12 +254,12 @@ class ProcessBackend:
         folder = str(launch.folder or Path.cwd())
         command = (*child, folder, "--", *expand(launch.command, member, gpus))
         try:
-            self._children[member] = self._spawn(
-                command, self.log(member), self._environment(member, launch, gpus)
-            )
+            pid = self._spawn(command, self.log(member), self._environment(member, launch, gpus))
         except OSError as error:
             records.fail(f"cannot start a process: {error.strerror}")
             raise
+        self._children[member] = (pid, start.nonce)
+        self._ends.pop(member, None)
 
     @staticmethod
     def _spawn(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
@@ -306,13 +309,24 @@ class ProcessBackend:
 
     def _reap(self) -> None:
         """Ended children of ours would stay as zombies."""
-        for member, pid in list(self._children.items()):
+        for member, (pid, nonce) in list(self._children.items()):
             try:
-                ended = os.waitpid(pid, os.WNOHANG)[0] == pid
+                found, status = os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:  # somebody waits for every child
-                ended = True
-            if ended:
+                found, status = pid, 0
+            if found == pid:
                 del self._children[member]
+                code = os.waitstatus_to_exitcode(status)
+                self._ends[member] = f"status {code}" if code >= 0 else f"signal {-code}"
+                self._settle_start(member, nonce)
+
+    def _settle_start(self, member: str, nonce: str) -> None:
+        """A child that ended before it was anything: no need to wait until its start is overdue."""
+        with contextlib.suppress(RecordError):  # told by the next look
+            facts = self._records[member].facts()
+            begun = facts.start is not None and facts.start.nonce == nonce
+            if begun and not (facts.running or facts.stop or facts.locked or facts.failed):
+                self._records[member].fail(f"its start ended early: {self._ends[member]}")
 
 
 # kvwatt's own talk with systemd: an instance that inherits it would speak for kvwatt.

@@ -55,7 +55,7 @@ def judge(facts: Facts, now_s: float, boot_id: str, limits: StopLimits) -> Judge
     if facts.running is not None:
         if _other_boot(facts.running.boot_id, boot_id):
             return Judged(BackendState.STOPPED, todo=Todo.SETTLE_STOPPED)
-        return Judged(BackendState.FAILED, "it ended by itself; see its log", Todo.SETTLE_FAILED)
+        return Judged(BackendState.FAILED, "it ended by itself (see its log)", Todo.SETTLE_FAILED)
     if facts.start is not None:
         return _intended(facts.start.at_s, facts.start.boot_id, now_s, boot_id)
     return Judged(BackendState.STOPPED)
