@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kvwatt.state import Slo
 from kvwattd.config_checks_pool import pool_problems
 from kvwattd.config_errors import ConfigProblem
+from kvwattd.config_pool import Rest
 from kvwattd.config_values import is_loopback
 
 if TYPE_CHECKING:
@@ -70,13 +71,15 @@ def _instance_problems(config: Config) -> Iterable[ConfigProblem]:
 def _ownership_problems(config: Config) -> Iterable[ConfigProblem]:
     names: dict[str, int] = {}
     owners: dict[str, str] = {}
+    # Of a pool that stops what it does not need, engines of several shapes take turns on the same GPUs.
+    shared = config.pool.enabled and config.pool.rest is Rest.STOP
     for index, item in enumerate(config.instance):
         if item.name in names:
             accepted = f"a name of its own (instance[{names[item.name]}] has it already)"
             yield ConfigProblem(f"instance[{index}].name", item.name, accepted)
         names.setdefault(item.name, index)
         for gpu in item.gpus:
-            if gpu in owners:
+            if gpu in owners and not shared:
                 accepted = f"a GPU that no other entry owns (owned by instance {owners[gpu]!r})"
                 yield ConfigProblem(f"instance[{index}].gpus", gpu, accepted)
             owners.setdefault(gpu, item.name)

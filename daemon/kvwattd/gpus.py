@@ -34,7 +34,16 @@ class Gpus:
         self._regrouped = False  # instances came or went: their GPUs are not assigned yet
 
     def _selectors(self) -> list[str]:
-        return [gpu for run in self._runs.values() for gpu in run.config.gpus]
+        return list(dict.fromkeys(gpu for run in self._runs.values() for gpu in run.config.gpus))
+
+    def _users(self) -> list[InstanceRuntime]:
+        """All but those that are parked while another one is on their GPUs: each joule is counted once."""
+        serving = {info.uuid for run in self._runs.values() if run.resting is None for info in run.gpus}
+        return [
+            run
+            for run in self._runs.values()
+            if run.resting is None or not any(info.uuid in serving for info in run.gpus)
+        ]
 
     def regroup(self) -> None:
         """Look the GPUs up again before the next reading."""
@@ -61,7 +70,7 @@ class Gpus:
                     run.on_gpu_error(f"GPU: {error}")
                 await asyncio.sleep(GPU_RETRY_S if not infos else GPU_PERIOD_S)
                 continue
-            for run in self._runs.values():
+            for run in self._users():
                 run.on_gpu(samples, self._reader.failures)
                 run.on_energy(self._reader.accounts())
                 self._recording.on_gpu(run)

@@ -74,3 +74,12 @@ def test_members_come_and_go_only_with_a_restart() -> None:
     promises = parse_config({**BASE, "slo": {"tbt": {"limit_s": 0.2}}})
     assert change_between(running, promises).applied == ("slo.tbt.limit_s",)
     assert change_between(running, parse_config(with_pool(cooldown_s=5.0))).restart == ("pool.cooldown_s",)
+
+
+def test_shapes_may_take_turns_on_the_same_gpus() -> None:
+    """Only in a pool that stops what it does not need: what sleeps keeps its GPU."""
+    turns = with_instance(1, gpus=["0"], kind="tp1b")
+    assert len(parse_config(turns).instances) == 2
+    for pool in ({"enabled": True, "rest": "sleep"}, {}):
+        with pytest.raises(ConfigError, match="owned by instance"):
+            parse_config({**turns, "pool": pool})

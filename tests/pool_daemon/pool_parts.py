@@ -169,7 +169,7 @@ class Bench:
             self.runs,
             self.scaler,  # type: ignore[arg-type]
             self.kinds,
-            self.learner,
+            lambda: self.learner,
             plan,
             PARAMS,
             ScaleCounts(dict.fromkeys(NAMES, "tp1")),

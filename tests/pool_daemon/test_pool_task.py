@@ -166,6 +166,18 @@ async def test_a_fault_of_ours_is_told_and_tried_again() -> None:
     assert bench.pool.fault is None
 
 
+async def test_a_forecast_that_is_no_number_is_learned_anew() -> None:
+    """Nothing is planned with it, and the next windows are learned from."""
+    bench = Bench()
+    bench.put(a="ready")
+    await bench.period(rate_per_s=1.0, count=SETTLED)
+    bench.learner.windows.append((0.0, 1.0, float("nan")))
+    bench.pool._fold(None, bench.now_s)
+    assert bench.pool.forecast is None
+    await bench.period(rate_per_s=1.0, count=SETTLED)
+    assert bench.pool.forecast is not None and bench.orders() == []
+
+
 async def test_starts_are_counted_and_timed() -> None:
     """A start that came is one done, with its duration; failure and cancellation are told apart."""
     bench = Bench()

@@ -72,7 +72,7 @@ def build(
         runs,
         scaler,
         book,
-        PacedLearner(pool.day_s),
+        lambda: PacedLearner(pool.day_s),
         plan,
         params,
         counts,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from math import isfinite
 from typing import Protocol
 
 from kvwatt.pool import (
@@ -71,7 +72,7 @@ class Pool:
         runs: Mapping[str, InstanceRuntime],
         scaler: Scaler,
         kinds: Kinds,
-        learner: Learner,
+        new_learner: Callable[[], Learner],
         planner: Planner,
         params: PoolParams,
         counts: ScaleCounts,
@@ -84,7 +85,8 @@ class Pool:
         self._runs = runs
         self.scaler = scaler
         self.kinds = kinds
-        self._learner = learner
+        self._new_learner = new_learner
+        self._learner = new_learner()
         self._planner = planner
         self.params = params
         self.counts = counts
@@ -188,8 +190,21 @@ class Pool:
         if window is not None:
             self._learner.observe(window.start_s, window.dt_s, window.arrivals)
             self._watched_s += window.dt_s
-        if self._watched_s > 0.0:
+        if self._watched_s == 0.0:
+            return
+        try:
             self.forecast = self._learner.forecast(now_s)
+            sane = self.forecast is None or self._sane(self.forecast)
+        except (ValueError, ArithmeticError):
+            sane = False
+        if not sane:
+            log.warning("pool: the forecast is no number: the rate is learned anew")
+            self._learner, self.forecast, self._watched_s = self._new_learner(), None, 0.0
+
+    def _sane(self, forecast: RateOutlook) -> bool:
+        return isfinite(forecast.mean_per_s(0.0)) and isfinite(
+            forecast.quantile_per_s(self.params.forecast_quantile, self.params.period_s)
+        )
 
     async def _apply(self, actions: tuple[PoolAction, ...]) -> tuple[Refusal, ...]:
         if not actions:
