@@ -313,3 +313,20 @@ def test_orders_that_do_not_fit_are_refused() -> None:
         assert not stage.world.calls or all(part == "router" for part, _ in stage.world.calls)
 
     run_virtual(run())
+
+
+def test_what_was_never_adopted_is_not_forgotten() -> None:
+    """Closed before its first step, the scaler leaves the journal of the run before as it was."""
+
+    async def run() -> None:
+        stage = Stage()
+        stage.serve("a", "b")
+        await stage.steps(2)
+        await stage.order("b", ActionKind.DRAIN_TO_STOP)
+        await stage.crash()
+        await stage.scaler.close()
+        await stage.crash()
+        await stage.until(lambda: stage.status("b") is STOPPED)
+        assert not stage.world.broken
+
+    run_virtual(run())

@@ -129,6 +129,8 @@ class Scaler:
         Refused: what does not fit the member's status, what would leave fewer than `minimum` in service, an
         unknown member, everything while `acting` is False.
         """
+        if not self._adopted:
+            await self.adopt()
         refused = []
         for action in actions:
             why = self._refusal(action)
@@ -173,7 +175,8 @@ class Scaler:
         for task in moving:
             task.cancel()
         await asyncio.gather(*moving, return_exceptions=True)
-        await self._save()
+        if self._adopted:  # else the journal is still the run's before
+            await self._save()
 
     async def _look(self) -> dict[str, Sight]:
         """One look at everything at once, each part under the deadline of a look."""
