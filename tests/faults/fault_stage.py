@@ -48,6 +48,8 @@ timeout_s = 1.0
 lease_s = {lease_s}
 [tap]
 socket = "{folder}/tap.sock"
+[holdout]
+share = 0
 [model]
 path = "{model}"
 reload_s = 0.5

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ledger_kills import kill_once
 from ledger_player import KEEP
-from ledger_rows import row
+from ledger_rows import DAY_MS, START_MS, held, row
 
 from kvwattd.ledger import writer as writing
 from kvwattd.ledger.reading import read
@@ -155,3 +155,25 @@ def test_a_later_versions_file_is_left_alone(tmp_path: Path, make: Callable[[Pat
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
     connection.close()
+
+
+@pytest.mark.parametrize(("factor", "alarm"), [(1.0, False), (1.5, True)])
+def test_a_model_that_disagrees_with_the_windows_is_an_alarm(
+    tmp_path: Path, factor: float, alarm: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Upkeep compares the last week's two figures; a model half as high again is told in the log, once."""
+    rows = [held(i, slot=i, energy_mj=18_000_000 + 100_000 * (i % 7)) for i in range(0, 1000, 100)]
+    rows += [row(i, default_mj=round(18_300_000 * factor)) for i in range(1000) if i % 100]
+    writer = LedgerWriter(tmp_path / "ledger.db", KEEP, RUN, wall=lambda: (START_MS + DAY_MS) / 1e3)
+    for one in rows:
+        writer.put(one)
+    writer.start()
+    until(lambda: writer.status.written == len(rows))
+    writer._upkeep_due_s = 0.0
+    writer.put(row(1001))
+    until(lambda: writer.status.agreements)
+    writer.close()
+    (found,) = writer.status.agreements
+    assert (found.instance, found.measured.windows, found.disagrees) == ("a", 10, alarm)
+    assert found.attainment
+    assert ("train the model again" in caplog.text) == alarm

@@ -33,7 +33,9 @@ def compact(store: Store, keep: Keep, now_ms: int) -> int:
     """Merge and delete what is older than it should be; how many buckets changed. Raises sqlite3.Error."""
     done = sum(1 for _ in _merge_before(store, Level.INTERVAL, now_ms - keep.intervals_ms))
     done += sum(1 for _ in _merge_before(store, Level.HOUR, now_ms - keep.hours_ms))
-    done += _delete_before(store, now_ms - keep.days_ms)
+    oldest = _oldest(store, "start_ms < ?", (now_ms - keep.days_ms,))
+    if oldest is not None:  # one day at a time: a wall clock that jumps ahead for an hour ends no ledger
+        done += _delete_before(store, min(now_ms - keep.days_ms, oldest - oldest % DAY_MS + DAY_MS))
     while store.used_bytes() > keep.max_bytes and _make_room(store, now_ms):
         done += 1
     return done

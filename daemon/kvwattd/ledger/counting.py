@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from kvwatt.attainment import Attained, Attainment
 from kvwatt.state import EngineSnapshot, Metric
 
+MOST = 2.0**40  # between two pages; no counter grows faster, and sums stay whole numbers
+
 
 class JudgedRequests(Attainment):
     """Takes the place of the sliding window in `Promises`: counts until they are taken."""
@@ -51,7 +53,7 @@ class Tokens:
         if before is None or first:
             return
         for i, (new, old) in enumerate(zip(_counters(page), _counters(before), strict=True)):
-            self._sums[i] += max(new - old, 0.0)
+            self._sums[i] += min(max(new - old, 0.0), MOST)
 
     def take(self) -> tuple[int, int, int]:
         """Since the last time; fractions are carried over."""

@@ -13,6 +13,7 @@ from kvwattd.ledger.entry import Entry
 
 ALARM_LEVEL = 0.99  # checked every hour over a week: at 95 % an honest model would be accused every few weeks
 KNOWN = 0.99  # of the time, that a clock must have been judged to be compared
+MODELLED = 0.9  # of the time, for which the model must have been asked; the rest is taken to be alike
 FEASIBLE = 0.99
 
 
@@ -53,14 +54,15 @@ class Agreement:
 
 
 def work_of(rows: Iterable[Entry]) -> Work:
-    """`model_j` only where the model could be asked for all of it."""
+    """`model_j` only where the model could be asked for most of it."""
     kept = list(rows)
-    known = all(row.work_ms >= KNOWN * row.time_ms for row in kept)
+    time_ms, work_ms = sum(row.time_ms for row in kept), sum(row.work_ms for row in kept)
+    known = work_ms > 0 and work_ms >= MODELLED * time_ms
     return Work(
-        seconds=sum(row.time_ms for row in kept) / 1e3,
+        seconds=time_ms / 1e3,
         prompt_tokens=float(sum(row.prompt_tokens for row in kept)),
         generation_tokens=float(sum(row.generation_tokens for row in kept)),
-        model_j=sum(row.work_mj for row in kept) / 1e3 if known else 0.0,
+        model_j=sum(row.work_mj for row in kept) / 1e3 * time_ms / work_ms if known else 0.0,
     )
 
 

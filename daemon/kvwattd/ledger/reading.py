@@ -6,7 +6,8 @@ import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
-from kvwattd.ledger.entry import Entry, entry_from
+from kvwatt.holdout import Arm
+from kvwattd.ledger.entry import SUMS, Entry, Level, entry_from
 from kvwattd.ledger.schema import MIGRATIONS, SELECT, NewerFileError
 
 BUSY_S = 5.0
@@ -46,6 +47,24 @@ def entries(connection: sqlite3.Connection, from_ms: int, to_ms: int) -> list[En
         f"{SELECT} WHERE start_ms >= ? AND start_ms < ? ORDER BY start_ms, id", (from_ms, to_ms)
     )
     return [entry_from(row) for row in found]
+
+
+def summed(connection: sqlite3.Connection, from_ms: int, to_ms: int) -> list[Entry]:
+    """What an estimate needs: windows one by one, time in control as one row an instance, without its tables.
+
+    The sums are SQLite's: of many instances' weeks they take a moment, and not the interpreter's lock.
+    """
+    where = "arm = ? AND start_ms >= ? AND start_ms < ?"
+    windows = connection.execute(f"{SELECT} WHERE {where}", (str(Arm.DEFAULT), from_ms, to_ms))
+    found = [entry_from(row) for row in windows]
+    sums = ", ".join(f"sum({name})" for name in SUMS)
+    query = (
+        f"SELECT instance, min(start_ms), max(end_ms), {sums} FROM entries WHERE {where} GROUP BY instance"  # noqa: S608
+    )
+    for name, start_ms, end_ms, *values in connection.execute(query, (str(Arm.CONTROLLED), from_ms, to_ms)):
+        told = dict(zip(SUMS, values, strict=True))
+        found.append(Entry(name, start_ms, end_ms, Level.DAY, arm=Arm.CONTROLLED, **told))
+    return found
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -13,18 +13,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from kvwattd.ledger.compaction import DAY_MS, Keep, compact
 from kvwattd.ledger.entry import Entry
 from kvwattd.ledger.proof import Agreement, agreements
-from kvwattd.ledger.reading import entries
+from kvwattd.ledger.reading import summed
 from kvwattd.ledger.schema import NewerFileError
 from kvwattd.ledger.store import Run, Store, damaged
 
 log = logging.getLogger(__name__)
 
 QUEUE_ENTRIES = 10_000
+BATCH_ENTRIES = 500
 RETRY_S = 5.0
 UPKEEP_S = 3600.0
 CHECK_S = 86_400.0  # the whole file is read again, for damage that nothing else would come across
@@ -57,7 +59,7 @@ class LedgerWriter:
         self._wake = threading.Condition()
         self._ending = False
         self._begun = False
-        self._upkeep_due_s = 0.0
+        self._upkeep_due_s = self._retry_due_s = 0.0
         self._check_due_s = time.monotonic() + CHECK_S
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self.status = WriterStatus()
@@ -89,21 +91,26 @@ class LedgerWriter:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        while True:
+        ending = False
+        while not ending or (self._waiting and self.status.fault is None):
             with self._wake:
-                if not self._ending and not (self._waiting and self.status.fault is None):
-                    self._wake.wait(RETRY_S if self.status.fault is not None else self._idle_s())
+                if not self._ending and not self._pressing():
+                    self._wake.wait(self._idle_s())
                 ending = self._ending
-            self._try()
-            if ending:
-                break
+            if ending or self._pressing() or time.monotonic() >= self._upkeep_due_s:
+                self._try()
         try:
             self._store.close()
         except (sqlite3.Error, OSError) as error:
             log.warning("ledger: closing it: %s", error)
 
+    def _pressing(self) -> bool:
+        """Something waits, and is worth a try now."""
+        return bool(self._waiting) and time.monotonic() >= self._retry_due_s
+
     def _idle_s(self) -> float:
-        return max(self._upkeep_due_s - time.monotonic(), 0.0)
+        due_s = self._retry_due_s if self._waiting else self._upkeep_due_s
+        return max(due_s - time.monotonic(), 0.001)
 
     def _try(self) -> None:
         """Whatever fails is told once, and tried again later."""
@@ -114,8 +121,10 @@ class LedgerWriter:
                 self._replace(str(error))
             else:
                 self._fail(f"{error}")
-        except (OSError, NewerFileError, ValueError) as error:
+        except (OSError, NewerFileError) as error:
             self._fail(str(error))
+        except Exception as error:  # a mistake of ours ends neither the thread nor what waits
+            self._fail(f"{type(error).__name__}: {error}")
         else:
             self._well()
 
@@ -132,7 +141,7 @@ class LedgerWriter:
     def _flush(self) -> None:
         """What waits, in one transaction; it leaves the queue only when it is on the disk."""
         with self._wake:
-            batch = list(self._waiting)
+            batch = list(islice(self._waiting, BATCH_ENTRIES))
         if not batch:
             return
         started_s = time.monotonic()
@@ -151,7 +160,7 @@ class LedgerWriter:
             self._check_due_s = time.monotonic() + CHECK_S
             self._store.check()
         compact(self._store, self._keep, now_ms)
-        rows = entries(self._store.connection, now_ms - AGREEMENT_DAYS * DAY_MS, now_ms + DAY_MS)
+        rows = summed(self._store.connection, now_ms - AGREEMENT_DAYS * DAY_MS, now_ms + DAY_MS)
         before = {a.instance for a in self.status.agreements if a.disagrees}
         self.status.agreements = agreements(rows)
         for found in self.status.agreements:
@@ -176,6 +185,8 @@ class LedgerWriter:
             self.status.faults += 1
             log.error("ledger: %s; intervals are kept until they can be written", reason)
         self.status.fault = reason
+        self._retry_due_s = time.monotonic() + RETRY_S
+        self._upkeep_due_s = max(self._upkeep_due_s, self._retry_due_s)
 
     def _well(self) -> None:
         if self.status.fault is not None:
