@@ -40,6 +40,9 @@ COMMANDS = {
         "Measure a running server over clocks, batches and contexts.", "kvwattd.commands.profile:profile"
     ),
     "train": Command("Fit the step-time and power model to a profile.", "kvwattd.commands.train:train"),
+    "advise": Command(
+        "Say how large KV pool, batch and prompt chunks should be, and why.", "kvwattd.commands.advise:advise"
+    ),
     "predict": Command("Ask a trained model.", "kvwattd.commands.predict:predict"),
     "run": Command("Run the daemon beside vLLM.", "kvwattd.commands.run:run"),
     "guard": Command("Run the privileged process that alone writes clocks.", "kvwattd.commands.guard:app"),

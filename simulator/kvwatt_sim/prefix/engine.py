@@ -29,7 +29,7 @@ class PrefixEngine(Engine):
         super().__init__(shape, token_events=False)
         self.cache = PrefixCache(keep_blocks)
         self.admit_seqs: int | None = None
-        self.hit_tokens = self.asked_tokens = 0
+        self.hit_tokens = self.asked_tokens = self.started = 0
         self._hashes: dict[str, Hashes] = {}
         self._mine: dict[str, list[int]] = {}  # shared blocks that a request uses, in order
 
@@ -63,6 +63,7 @@ class PrefixEngine(Engine):
         if new:
             live.cached = live.computed
             self.counters.prefix_cache_hits += live.cached
+            self.started += 1
             self.hit_tokens += live.cached
             self.asked_tokens += live.request.prompt_tokens
 
