@@ -21,7 +21,7 @@ from kvwatt_sim.day.rivals import toward
 from kvwatt_sim.day.server import Kind
 from kvwatt_sim.day.setting import Setting
 
-USES = (1.2, 1.1, 1.0, 0.95, 0.9, 0.8)
+USES = (1.8, 1.6, 1.4, 1.2, 1.1, 1.0, 0.9, 0.8)
 HOPELESS_W = 1e6  # of the largest pool where nothing holds the rate
 LEAD_S = 5.0  # a member is ready so long before its window
 

@@ -5,27 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from kvwatt.forecast import RateLearner
 from kvwatt.policy import PolicyParams
 from kvwatt.pool import EngineKind, PlanMemory, PoolAction, PoolParams, PoolPlan, PoolState
 from kvwatt.pool_plan import plan
-from kvwatt.queueing import CapacityTable, Demand, InstanceQueue, capacity_table, lengths
-from kvwatt.state import Slo
-from kvwatt_sim import virtual_profile
+from kvwatt.queueing import CapacityTable
 from kvwatt_sim.day.clocks import Maker
 from kvwatt_sim.day.pool import View
 from kvwatt_sim.day.server import Clocks, Kind
 from kvwatt_sim.day.setting import Setting
 from kvwatt_sim.replay.kvwatt_controller import KvwattController
 from kvwatt_sim.replay.models import compiled_model
-from kvwatt_sim.replay.plant import MAX_TOKENS
-from kvwatt_sim.replay.scenario import fitted
-from kvwatt_sim.traces import TraceRequest
 
-TABLE_CLOCKS = 12
-DISPERSION_S = 1.0  # about how often a daemon counts arrivals
+PERIOD_S = 0.25  # between clock decisions; 0.1 in the daemon: what a day of four members takes to replay
 
 
 class Kvwatt(KvwattController):
@@ -50,6 +42,7 @@ def kvwatt_clocks(setting: Setting) -> Maker:
             compiled_model(kind.card, kind.clocks_mhz, kind.shape),
             setting.promises.slo,
             PolicyParams(reaction_s=0.8),
+            period_s=PERIOD_S,
         )
 
     return make
@@ -82,26 +75,6 @@ class Planner:
         self._memory = made.memory
         self.plans.append(made)
         return made.actions
-
-
-def model_table(kind: Kind, source: Sequence[TraceRequest], slo: Slo) -> CapacityTable:
-    """Capacity as kvwatt models it: its trained step times, the queueing model, lengths and burstiness
-    as a daemon that saw `source` has learned them. No replay goes into it."""
-    seen = fitted(kind.card, source)
-    demand = Demand(
-        lengths([r.prompt_tokens for r in seen]),
-        lengths([min(r.output_tokens, MAX_TOKENS) for r in seen]),
-        dispersion([r.arrival_s for r in seen]),
-    )
-    clocks = virtual_profile.spread(kind.clocks_mhz, TABLE_CLOCKS)
-    queue = InstanceQueue(compiled_model(kind.card, clocks, kind.shape), kind.shape, demand)
-    return capacity_table(queue, slo)
-
-
-def dispersion(arrivals_s: Sequence[float]) -> float:
-    """Variance over mean of counts in DISPERSION_S."""
-    counts = np.bincount((np.asarray(arrivals_s) / DISPERSION_S).astype(np.int64))[:-1]
-    return max(float(counts.var() / counts.mean()), 1.0)
 
 
 def engine_kind(kind: Kind, points: CapacityTable, parked_w: float, can_sleep: bool) -> EngineKind:

@@ -32,6 +32,7 @@ from kvwatt_sim.replay.scenario import QUANTILE
 QUEUE_TARGET = 5.0  # waiting requests a member: production stack, "Autoscaling with KEDA"
 POLL_S, STABILIZATION_S = 30.0, 300.0  # KEDA's and the autoscaler's defaults, on a full day
 LEAST_PERIOD_S = 2.0
+LEAST = 0.7  # of the peak rate: a fixed pool of less capacity is not tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,11 @@ def best(found: Sequence[DayRow]) -> DayRow:
 
 
 def _best_fixed(setting: Setting, known: Known) -> DayRow:
-    return best([one for size in sizes(setting) for one in _fixed_size(setting, size)])
+    kinds, peak = setting.kinds, max(setting.rates_per_s)
+    able = [
+        s for s in sizes(setting) if sum(n * kinds[k].capacity_per_s for k, n in s.items()) >= LEAST * peak
+    ]
+    return best([one for size in able for one in _fixed_size(setting, size)])
 
 
 def _fixed_size(setting: Setting, size: Mapping[str, int]) -> list[DayRow]:
