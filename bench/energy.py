@@ -34,7 +34,7 @@ from rich.table import Table as Printed
 from bars import show, write
 from energy_bars import Table, bars
 from energy_plot import write_plot
-from energy_runs import BOUND, OURS, TRACES, Row, Task, run_all
+from energy_runs import BOUND, OURS, STEP, TRACES, Row, Task, run_all
 from kvwatt_sim.replay.scenario import PRESETS, SCORING_SEEDS
 
 PLANTS, TRACE_NAMES, LOADS = ("l20", "a100-tp2"), ("conv", "code"), (0.25, 0.5, 0.75, 0.9)
@@ -60,6 +60,8 @@ def main() -> None:
     console = Console(width=max(Console().width, 110))
     for group in dict.fromkeys(setting[:3] for setting in table.cells):
         console.print(_printed(table, group, options))
+    for line in _step_minutes(table):
+        console.print(line)
     found = bars(rows)
     show(found, f"Energy, {_scope(options)}")
     write(options.json, found, scope=_scope(options), rows=[_told(t, row) for t, row in rows.items()])
@@ -77,6 +79,16 @@ def _tasks(options: argparse.Namespace) -> Iterator[Task]:
     if ROBUSTNESS_ON in {setting[:3] for setting in settings}:
         for (variant, load), seed in product(ROBUSTNESS.items(), options.seeds):
             yield Task(*ROBUSTNESS_ON, load, seed, options.minutes, OURS, variant)
+        for seed in options.seeds:  # what the step's minute allows
+            yield Task(*ROBUSTNESS_ON, ROBUSTNESS["step"], seed, options.minutes, "max", "step")
+
+
+def _step_minutes(table: Table) -> Iterator[str]:
+    """The minute of the rate step, seed by seed, beside what the driver default keeps of it."""
+    rows = table.variants.get("step", {})
+    for policy in dict.fromkeys(policy for policy, _ in rows):
+        kept = " ".join(f"{100.0 * row['minute']:.1f}" for (name, _), row in rows.items() if name == policy)
+        yield f"kept in the minute of a rate step x{STEP:g}, %, seed by seed: {policy} {kept}"
 
 
 def _printed(table: Table, group: tuple[str, str, str], options: argparse.Namespace) -> Printed:

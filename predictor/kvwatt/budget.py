@@ -3,12 +3,13 @@
 A promise permits (1 - quantile) of the requests to miss. Least energy under such a constraint is the least
 of energy + price x expected misses, the price being the constraint's multiplier. Nobody knows it beforehand:
 it depends on traffic, lengths and GPU. So it is learned as multipliers are, from the constraint itself: it
-rises exponentially where more was missed than planned, and falls where less was,
+rises exponentially where more was missed than planned,
 
-    price = usual x exp(GAIN x (missed + lost - planned) / (SOFT + SPREAD x seen))
+    price = usual x exp(GAIN x (missed + lost - planned) / (SOFT + SPREAD x seen)), usual at least,
 
 with `lost` the requests inside that would miss even at the top clock, and `planned` the permitted misses
-less a reserve. A price that is wrong by any factor is found within a few misses.
+less a reserve. It does not fall below the usual price: what was saved up in quiet hours would else be spent
+in the first busy minute.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from dataclasses import dataclass, field
 from kvwatt.attainment import Tally
 from kvwatt.state import Metric, SloTarget
 
-GAIN = 4.0
+GAIN = 3.0
 SOFT_MISSES = 3.0
 SPREAD = 0.002
-MAX_LOG = 6.0  # the price stays within e^-6 .. e^6 of the usual one
-USUAL_S = 1.0  # seconds of the clocks' whole range of power that a miss is worth to begin with
+MAX_LOG = 6.0
+# Seconds of the clocks' whole range of power that a miss is worth to begin with.
+USUAL_S = {Metric.E2E: 2.5, Metric.TTFT: 1.0, Metric.TBT: 3.0}
+# Twice the usual traffic breaks TBT for many at once where the top clock has no room for it; to pay when it
+# comes is too late, so that every miss costs so many times more from the start.
+STRAIN = 12.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +38,18 @@ class Budget:
 
     tallies: Mapping[Metric, Tally] = field(default_factory=dict)
 
-    def standing(self, metric: Metric, target: SloTarget, reserve: float, inside: float) -> Standing:
-        """`inside`: requests that are not judged yet, to come within the window's next moments included."""
+    def standing(
+        self, metric: Metric, target: SloTarget, reserve: float, inside: float, strain: float = 0.0
+    ) -> Standing:
+        """`inside`: requests that are not judged yet, to come within the window's next moments included.
+
+        `strain`: how much of the limit twice the usual traffic takes at the top clock, 0 to 1.
+        """
         tally = self.tallies.get(metric, Tally())
         planned = (1.0 - reserve) * (1.0 - target.quantile)
-        return Standing(tally.seen, tally.missed, planned, inside)
+        return Standing(
+            tally.seen, tally.missed, planned, inside, USUAL_S[metric] * (1.0 + STRAIN * strain**2)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,7 @@ class Standing:
     missed: float
     planned_ratio: float
     inside: float
+    usual_s: float
 
     def over(self, lost: float) -> float:
         """Misses beyond plan, `lost` of those inside included; negative: still to spend."""
@@ -56,4 +69,4 @@ class Standing:
     def price_j(self, power_range_w: float, lost: float) -> float:
         """Joules that are spent to avoid one more expected miss; never falls as more were missed."""
         log_price = GAIN * self.over(lost) / (SOFT_MISSES + SPREAD * self.seen)
-        return USUAL_S * power_range_w * math.exp(min(max(log_price, -MAX_LOG), MAX_LOG))
+        return self.usual_s * power_range_w * math.exp(min(max(log_price, 0.0), MAX_LOG))

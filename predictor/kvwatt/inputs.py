@@ -23,8 +23,8 @@ class PolicyParams:
     reaction_s: float = 1.0
     min_exposure_s: float = 3.0
     min_finished: float = 3.0
-    reserve: float = 0.25
-    burst_reserve: float = 0.8
+    reserve: float = 0.2
+    burst_reserve: float = 0.95
 
     def reserve_of(self, metric: Metric) -> float:
         return self.reserve if metric is Metric.E2E else self.burst_reserve

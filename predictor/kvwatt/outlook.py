@@ -16,7 +16,10 @@ Arrays are (requests, clocks).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +27,7 @@ import numpy.typing as npt
 from kvwatt.compiled import CompiledModel
 from kvwatt.length_classes import Requests
 from kvwatt.present import RequestLengths
-from kvwatt.state import EngineShape, EngineState, Metric, Slo
+from kvwatt.state import EngineShape, EngineState, Metric, RequestState, Slo
 from kvwatt.traffic import PROMPT_LEVELS, Traffic
 
 FloatArray = npt.NDArray[np.float64]
@@ -36,9 +39,15 @@ COMING_SHARES = np.array([0.5, 0.4, 0.1])
 COMING_Z = np.array([0.0, 1.28, 2.33])
 SHRINK_REQUESTS = 4.0  # the KV tokens of a request lean on what lengths say with this weight
 LEAST_CHUNK_TOKENS = 64.0
+MOST_DECODES = 128
+TURN_S = 0.1
 TTFT_RAMP = (0.85, 1.15)  # of the limit: from certainly kept to certainly missed
 USUAL_TBT_S = 0.05  # only sizes the time in which a request to come may meet a prompt
 TINY = 1e-9
+# Prompts to come, from their mean: standard deviations above it, each the upper end of its share.
+BURST_Z = np.array([0.0, 2.0, 3.3])
+BURST_SHARES = np.array([0.8, 0.15, 0.05])
+BURST_FIRST = np.array([True, False, False])[:, None, None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,43 +75,97 @@ def cohort(
     now_s: float, state: EngineState, traffic: Traffic, shape: EngineShape, reaction_s: float
 ) -> Cohort:
     """Requests not listed one by one, where there are such, are taken to be like those that are."""
-    t = _Columns.of(state)
-    todo = np.where(t.computed < t.prompt, t.prompt + t.produced - t.computed, 0.0)
-    flow = todo * t.weight
-    queue = float(flow.sum())
-    ahead = np.where(todo > 0, np.cumsum(flow), 0.0)
+    table = _columns(state, _told_of(now_s, state.requests))
+    listed = table.shape[1] - len(COMING_LEVELS)
     prompts, burst = _coming(traffic, reaction_s)
     share = traffic.arrival_per_s * COMING_S * COMING_SHARES
-    decodes, started = todo <= 0, ~np.isnan(t.first_s)
-    decoding = float(t.weight[decodes].sum())
-    held = float((t.weight * (t.prompt + t.produced))[decodes].sum())
+    for column, values in zip(table, _to_come(now_s, prompts, share), strict=True):
+        column[listed:] = values
+    arrival_s, prompt, computed, produced, weight, limit, hint, first_s = table
+    todo = np.where(computed < prompt, prompt + produced - computed, 0.0)
+    flow = todo * weight
+    through = np.cumsum(flow)
+    queue = float(through[-1])
+    ahead = np.where(todo > 0.0, through, 0.0)
+    behind = queue - ahead
+    ahead[listed:], behind[listed:] = queue + burst + prompts, _met(traffic)
+    decodes = weight[:listed] * (todo[:listed] <= 0.0)
+    decoding = float(decodes.sum())
+    held = float(decodes @ (prompt + produced)[:listed])
     usual = traffic.prompt_mean_tokens + traffic.output_mean_tokens / 2
-    free = shape.kv_capacity_tokens - state.kv_used_tokens
-    asked = np.cumsum(np.where(t.computed <= 0, flow, 0.0))
-    nothing = np.zeros(len(prompts))
     return Cohort(
-        requests=Requests.known(
-            np.concatenate([t.prompt, prompts]),
-            np.concatenate([t.produced, nothing]),
-            np.concatenate([t.limit, nothing + np.inf]),
-            np.concatenate([t.hint, nothing + np.nan]),
-        ),
-        weight=np.concatenate([t.weight, share]),
-        age_s=np.concatenate([np.maximum(now_s - t.arrival_s, 0.0), nothing]),
-        decoding_s=np.concatenate([np.where(started, np.maximum(now_s - t.first_s, 0.0), 0.0), nothing]),
-        started=np.concatenate([started, nothing > 0]),
-        ahead_tokens=np.concatenate([ahead, queue + burst + prompts]),
-        behind_tokens=np.concatenate([queue - ahead, _met(traffic)]),
-        kv_wait_tokens=np.concatenate(
-            [
-                np.where(t.computed <= 0, np.maximum(asked - free, 0.0), 0.0),
-                np.maximum(float(asked[-1] if len(asked) else 0.0) + prompts - free, 0.0),
-            ]
-        ),
+        requests=Requests(prompt, produced, limit, hint, np.arange(len(prompt))),
+        weight=weight,
+        age_s=np.maximum(now_s - arrival_s, 0.0),
+        decoding_s=np.fmax(now_s - first_s, 0.0),  # 0 of NaN
+        started=first_s == first_s,
+        ahead_tokens=ahead,
+        behind_tokens=behind,
+        kv_wait_tokens=_kv_wait(computed, flow, prompts, shape.kv_capacity_tokens - state.kv_used_tokens),
         decoding=decoding,
         kv_each_tokens=(held + SHRINK_REQUESTS * usual) / (decoding + SHRINK_REQUESTS),
-        inside=float(t.weight.sum() + share.sum()),
+        inside=float(weight.sum()),
     )
+
+
+_told = attrgetter(
+    "arrival_s",
+    "prompt_tokens",
+    "computed_prompt_tokens",
+    "output_tokens",
+    "weight",
+    "max_tokens",
+    "hint_tokens",
+    "first_token_s",
+)
+PROMPT, COMPUTED, WEIGHT, LIMIT = 1, 2, 4, 5
+
+
+def _told_of(now_s: float, requests: Sequence[RequestState]) -> tuple[Sequence[RequestState], float]:
+    """Those that are looked at, and for how many of those that decode each of them stands.
+
+    All, up to MOST_DECODES that decode. Of more every second, third ... in turn, so that a decision costs the
+    same whatever the batch; who has prompt left to compute is always looked at."""
+    if len(requests) <= MOST_DECODES:
+        return requests, 1.0
+    prompts = [r for r in requests if r.computed_prompt_tokens < r.prompt_tokens]
+    decodes = requests
+    if prompts:
+        decodes = [r for r in requests if r.computed_prompt_tokens >= r.prompt_tokens]
+    every = -(-len(decodes) // MOST_DECODES)
+    some = decodes[int(now_s / TURN_S) % every :: every]
+    return [*some, *prompts], len(decodes) / max(len(some), 1)
+
+
+def _columns(state: EngineState, told: tuple[Sequence[RequestState], float]) -> FloatArray:
+    """What `_told` names of each request, with room for those to come: (8, requests). None is NaN; no limit
+    is inf."""
+    (requests, each), room = told, len(COMING_LEVELS)
+    rows = np.fromiter(chain.from_iterable(map(_told, requests)), np.float64, 8 * len(requests))
+    table = np.empty((8, len(requests) + room))
+    table[:, : len(requests)] = rows.reshape(-1, 8).T
+    limit, weight = table[LIMIT, : len(requests)], table[WEIGHT, : len(requests)]
+    limit[limit != limit] = np.inf
+    if each > 1.0:
+        weight[table[COMPUTED, : len(requests)] >= table[PROMPT, : len(requests)]] *= each
+    known = float(weight.sum())
+    if 0.0 < known < state.running + state.waiting:
+        weight *= (state.running + state.waiting) / known
+    return table
+
+
+def _to_come(now_s: float, prompts: FloatArray, share: FloatArray) -> tuple[FloatArray | float, ...]:
+    """The columns of those to come: their prompts count as computed, for nobody waits behind them yet."""
+    return now_s, prompts, prompts, 0.0, share, np.inf, np.nan, np.nan
+
+
+def _kv_wait(computed: FloatArray, flow: FloatArray, prompts: FloatArray, free_tokens: float) -> FloatArray:
+    """KV cache that must become free before each is admitted: those before it come first."""
+    asked = np.where(computed <= 0.0, flow, 0.0)
+    before = np.cumsum(asked)
+    wait = np.where(asked > 0.0, np.maximum(before - free_tokens, 0.0), 0.0)
+    wait[-len(prompts) :] = np.maximum(before[-1] + prompts - free_tokens, 0.0)
+    return wait
 
 
 def _coming(traffic: Traffic, reaction_s: float) -> tuple[FloatArray, FloatArray]:
@@ -121,39 +184,6 @@ def _met(traffic: Traffic) -> FloatArray:
     return np.where(level > 0.0, np.interp(level, PROMPT_LEVELS, traffic.prompt_quantiles_tokens), 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    arrival_s: FloatArray
-    prompt: FloatArray
-    computed: FloatArray
-    produced: FloatArray
-    weight: FloatArray
-    limit: FloatArray
-    hint: FloatArray
-    first_s: FloatArray
-
-    @classmethod
-    def of(cls, state: EngineState) -> _Columns:
-        rows = [
-            (
-                r.arrival_s,
-                r.prompt_tokens,
-                r.computed_prompt_tokens,
-                r.output_tokens,
-                r.weight,
-                np.inf if r.max_tokens is None else r.max_tokens,
-                np.nan if r.hint_tokens is None else r.hint_tokens,
-                np.nan if r.first_token_s is None else r.first_token_s,
-            )
-            for r in state.requests
-        ]
-        table = np.array(rows, dtype=np.float64).reshape(len(rows), 8).T
-        known = float(table[4].sum())
-        if 0.0 < known < state.running + state.waiting:
-            table[4] *= (state.running + state.waiting) / known
-        return cls(*table)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Speeds:
     """What the engine would do at every clock of the model with the load it has: (clocks,)."""
@@ -163,6 +193,7 @@ class Speeds:
     share: FloatArray  # of time that prompts to come take
     full_step_s: FloatArray  # a step whose whole token budget is used
     tbt_s: FloatArray
+    scatter_s: FloatArray  # standard deviation of the stalls by prompts to come, over one token
     power_w: FloatArray
 
 
@@ -182,7 +213,10 @@ def speeds(
     busy = 1.0 - np.exp(-max(batch, 0.05))
     busy_w = (1.0 - share) * decode_w + share * chunk_w
     power_w = busy * busy_w + (1.0 - busy) * model.idle_power_w()
-    return Speeds(decode_s, token_s, share, full_s, decode_s / (1.0 - share), power_w)
+    tbt_s = decode_s / (1.0 - share)
+    square = traffic.dispersion * traffic.prompt_mean_tokens**2 + traffic.prompt_sd_tokens**2
+    scatter_s = token_s * np.sqrt(traffic.recent_per_s * square * tbt_s)
+    return Speeds(decode_s, token_s, share, full_s, tbt_s, scatter_s, power_w)
 
 
 def gap_misses(s: Speeds, traffic: Traffic, shape: EngineShape, limit_s: float) -> FloatArray:
@@ -219,33 +253,58 @@ def expected_misses(
     lengths: RequestLengths,
     slo: Slo,
     margin: float,
+    strain: float = 1.0,
 ) -> dict[Metric, FloatArray]:
-    """Per promise, the requests expected to miss it at each of `clocks`: never rising with the clock."""
+    """Per promise, the requests expected to miss it at each of `clocks`: never rising with the clock.
+
+    `strain`, 0 to 1: how little room the top clock has to make good what a burst takes; without it chance
+    does not count."""
     tau = s.tbt_s[clocks]
     kept = 1.0 - margin
     out: dict[Metric, FloatArray] = {}
     if slo.ttft is not None:
         low, high = (kept * slo.ttft.limit_s * edge for edge in TTFT_RAMP)
-        late = np.minimum(np.maximum((those.age_s[:, None] + wait.first_s - low) / (high - low), 0.0), 1.0)
-        out[Metric.TTFT] = (those.weight * ~those.started) @ late
-    ahead = []
+        who = np.flatnonzero(~those.started)
+        late = (those.age_s[who, None] + wait.first_s[who] - low) / (high - low)
+        out[Metric.TTFT] = those.weight[who] @ np.minimum(np.maximum(late, 0.0), 1.0)
     if slo.e2e is not None:
         left_s = kept * slo.e2e.limit_s - those.age_s[:, None] - wait.first_s - wait.stall_s
-        ahead.append(np.maximum(left_s, 0.0) / tau)
+        alive = lengths.alive(those.requests, np.maximum(left_s, 0.0) / tau)
+        out[Metric.E2E] = those.weight @ np.where(left_s <= 0.0, 1.0, alive)
     if slo.tbt is not None:
         limit_s = kept * slo.tbt.limit_s
         slack_s = limit_s * np.maximum(those.requests.produced - 1.0, 0.0) - those.decoding_s
         slack_s = slack_s[:, None] - wait.stall_s
-        gain_s = limit_s - tau
-        ahead.append(np.abs(slack_s) / np.maximum(np.abs(gain_s), 1e-5))
-    if not ahead:
-        return out
-    alive = lengths.alive(those.requests, ahead[0] if len(ahead) == 1 else np.hstack(ahead))
-    first, last = alive[:, : len(tau)], alive[:, -len(tau) :]
-    if slo.e2e is not None:
-        out[Metric.E2E] = those.weight @ np.where(left_s <= 0.0, 1.0, first)
-    if slo.tbt is not None:
-        late_now, catches_up = slack_s < -TINY, gain_s > 0.0
-        missed = np.where(late_now, 1.0 - last * catches_up, last * ~catches_up)
-        out[Metric.TBT] = those.weight @ missed
+        out[Metric.TBT] = slow(those, slack_s, limit_s - tau, strain * s.scatter_s[clocks], lengths)
     return {m: np.maximum.accumulate(n[::-1])[::-1] for m, n in out.items()}
+
+
+def slow(
+    those: Cohort, slack_s: FloatArray, gain_s: FloatArray, scatter_s: FloatArray, lengths: RequestLengths
+) -> FloatArray:
+    """Requests expected to miss the mean time between tokens, (clocks,).
+
+    `slack_s` (requests, clocks): what each may still lose; it gains `gain_s` with every token and loses z
+    `scatter_s` sqrt(tokens) by prompts to come. It misses if it ends while it is behind: between the roots
+    of a quadratic in the square root of the tokens. Few requests and clocks have such roots.
+    """
+    # Who has no such roots at the lowest clock has none at any.
+    worst = (BURST_Z[-1] * scatter_s[0]) ** 2 - (4.0 * gain_s[0]) * slack_s[:, 0]
+    near = np.flatnonzero((worst > 0.0) | (gain_s[0] <= 0.0))
+    if not len(near):
+        return np.zeros(len(gain_s))
+    slack_s = slack_s[near]
+    b = BURST_Z[:, None] * scatter_s
+    disc = (b * b)[:, None, :] - (4.0 * gain_s) * slack_s
+    # Where tokens come too slowly on average, chance adds little: level 0 stands for all.
+    level, row, column = np.nonzero(np.where(gain_s > 0.0, disc > 0.0, BURST_FIRST))
+    slack, gain = slack_s[row, column], gain_s[column]
+    swing = b[level, column] + np.sqrt(np.maximum(disc[level, row, column], 0.0))
+    ahead = np.empty((len(row), 2))
+    ahead[:, 0] = (2.0 * np.maximum(slack, 0.0) / np.maximum(swing, TINY)) ** 2
+    ahead[:, 1] = np.where(gain > 0.0, np.minimum(0.5 * swing / np.maximum(gain, TINY), 1e3) ** 2, np.inf)
+    who = near[row]
+    alive = lengths.alive(those.requests.select(who), ahead)
+    share = np.where(gain > 0.0, BURST_SHARES[level], 1.0)
+    missed = share * those.weight[who] * np.maximum(alive[:, 0] - alive[:, 1], 0.0)
+    return np.bincount(column, missed, minlength=len(gain_s))

@@ -39,7 +39,10 @@ from kvwatt.present import RequestLengths
 from kvwatt.state import Binding, Decision, EngineShape, EngineState, Forecast, Metric, Slo
 from kvwatt.traffic import Traffic
 
-CLOCKS_ASKED = 14  # misses are computed at so many clocks and are linear between them
+# Misses are computed at so many clocks all over the range, and at the clock in force and so many steps beside
+# it; they are linear between those.
+CLOCKS_ASKED, STEPS_ASKED = 6, (0, 5)
+LOW_GRAIN = 4  # clocks; from so many at once on a clock is looked at
 WORTH_S = 10.0  # about the time a request runs: for so long a clock's power and misses are compared
 LOST_SHARE = 0.3  # of the requests that a promise is open for; with more of them lost, the fastest drain
 ADDED_SHARE = 0.05  # of the requests inside: no clock is chosen that would lose more than the top clock
@@ -55,8 +58,9 @@ class _Scene:
     pace: Speeds
     wait: Waits
     asked: npt.NDArray[np.intp]  # the clocks at which `wait` was computed
-    misses: dict[Metric, FloatArray]
-    costs_j: dict[Metric, FloatArray]  # price x misses beyond those at the top clock
+    metrics: tuple[Metric, ...]
+    misses: FloatArray  # (metrics, clocks)
+    costs_j: FloatArray  # (metrics, clocks): price x misses beyond those at the top clock
     allowed: npt.NDArray[np.bool_]
     smooth: npt.NDArray[np.bool_]  # the promise on single gaps is kept
     total_j: FloatArray
@@ -81,22 +85,29 @@ def decide_by_request(
     those = cohort(now_s, state, traffic, shape, params.reaction_s)
     inside = float(state.running + state.waiting)
     pace = speeds(model, inside, those.kv_each_tokens, traffic, shape, bounds.factors.typical)
-    asked = _spread(len(model.clocks_mhz))
+    low = _lowest(pace, slo, params.margin)
+    asked, between = _spread(low, len(model.clocks_mhz), _index(model.clocks_mhz, applied.clock_mhz))
     wait = waits(those, pace, asked, traffic, shape.max_num_batched_tokens)
-    misses = expected_misses(those, pace, asked, wait, lengths, slo, params.margin)
+    strain = _strain(pace, slo)
+    misses = expected_misses(those, pace, asked, wait, lengths, slo, params.margin, strain)
     standings = {
-        m: budget.standing(m, target, params.reserve_of(m), those.inside)
+        m: budget.standing(m, target, params.reserve_of(m), those.inside, strain if m is Metric.TBT else 0.0)
         for m, target in targets(slo).items()
     }
-    carries = pace.share < MAX_PREFILL_SHARE
     smooth = _smooth(pace, traffic, shape, slo, params)
-    scene = _weigh(
-        now_s, model, those, pace, wait, asked, misses, standings, traffic, carries & smooth, smooth
-    )
+    scene = _weigh(now_s, model, those, pace, wait, asked, between, misses, standings, traffic, smooth)
     refused = _overload(scene)
     if refused is not None:
         return _default(scene, refused)
     return _choose(scene, applied, params)
+
+
+def _strain(pace: Speeds, slo: Slo) -> float:
+    """Share of the limit that the time between tokens takes at the top clock under twice the prompts."""
+    if slo.tbt is None:
+        return 0.0
+    left = 1.0 - min(2.0 * float(pace.share[-1]), MAX_PREFILL_SHARE)
+    return min(float(pace.decode_s[-1]) / left / slo.tbt.limit_s, 1.0)
 
 
 def _smooth(
@@ -109,12 +120,25 @@ def _smooth(
     return np.asarray(longer <= (1.0 - params.reserve) * (1.0 - slo.itl.quantile))
 
 
-@lru_cache(maxsize=16)
-def _spread(count: int) -> npt.NDArray[np.intp]:
-    """Columns of the clocks asked, the lowest and the top among them."""
-    columns = np.unique(np.linspace(0, count - 1, CLOCKS_ASKED).round().astype(np.intp))
-    columns.flags.writeable = False
-    return columns
+def _lowest(pace: Speeds, slo: Slo, margin: float) -> int:
+    """Column of the lowest clock that is looked at, the top one at most: those below cannot go on for long,
+    for prompts take all of the time or tokens come too slowly."""
+    slowest_s = np.inf if slo.tbt is None else (1.0 - margin) * slo.tbt.limit_s
+    fast = (pace.share < MAX_PREFILL_SHARE) & (pace.tbt_s < slowest_s)
+    low = int(fast.argmax()) if fast[-1] else len(fast) - 1
+    return min(-(-low // LOW_GRAIN) * LOW_GRAIN, len(fast) - 1)
+
+
+@lru_cache(maxsize=512)
+def _spread(low: int, count: int, around: int) -> tuple[npt.NDArray[np.intp], FloatArray]:
+    """Columns of the clocks asked, from `low` to the top, and what interpolates between them:
+    (asked, clocks)."""
+    spread = np.linspace(low, count - 1, CLOCKS_ASKED).round().astype(np.intp)
+    near = np.clip([around + way * step for step in STEPS_ASKED for way in (-1, 1)], low, count - 1)
+    columns = np.unique(np.concatenate([spread, near]))
+    between = np.array([np.interp(np.arange(count), columns, row) for row in np.eye(len(columns))])
+    columns.flags.writeable = between.flags.writeable = False
+    return columns, between
 
 
 def _weigh(
@@ -124,23 +148,26 @@ def _weigh(
     pace: Speeds,
     wait: Waits,
     asked: npt.NDArray[np.intp],
+    between: FloatArray,
     at_asked: dict[Metric, FloatArray],
     standings: dict[Metric, Standing],
     traffic: Traffic,
-    allowed: npt.NDArray[np.bool_],
     smooth: npt.NDArray[np.bool_],
 ) -> _Scene:
-    columns = np.arange(len(model.clocks_mhz))
-    power_range_w = float(pace.power_w.max() - pace.power_w.min())
-    misses, costs_j = {}, {}
-    total_j = pace.power_w * WORTH_S
-    for metric, numbers in at_asked.items():
-        misses[metric] = np.interp(columns, asked, numbers)
-        lost = float(numbers[-1])
-        beyond = misses[metric] - lost
-        costs_j[metric] = standings[metric].price_j(power_range_w, lost) * beyond
-        allowed = allowed & (beyond <= ADDED_SHARE * those.inside)
-        total_j = total_j + costs_j[metric]
+    power_w = pace.power_w
+    power_range_w = float(power_w.max() - power_w.min())
+    metrics = tuple(at_asked)
+    misses = np.array([at_asked[m] for m in metrics]).reshape(len(metrics), len(asked)) @ between
+    lost = misses[:, -1].tolist()
+    prices_j = [standings[m].price_j(power_range_w, n) for m, n in zip(metrics, lost, strict=True)]
+    beyond = misses - misses[:, -1:]
+    costs_j = np.array(prices_j)[:, None] * beyond
+    allowed = (pace.share < MAX_PREFILL_SHARE) & smooth
+    allowed[: asked[0]] = False
+    if metrics:
+        allowed &= beyond.max(axis=0) <= ADDED_SHARE * those.inside
+    total_j = power_w * WORTH_S + costs_j.sum(axis=0)
+    total_j[~allowed] = np.inf
     return _Scene(
         now_s,
         model.clocks_mhz,
@@ -148,11 +175,12 @@ def _weigh(
         pace,
         wait,
         asked,
+        metrics,
         misses,
         costs_j,
         allowed,
         smooth,
-        np.where(allowed, total_j, np.inf),
+        total_j,
         traffic,
         standings,
     )
@@ -164,17 +192,17 @@ def _overload(scene: _Scene) -> str | None:
         return "prompts arrive faster than the top clock computes them"
     if not scene.smooth[-1]:
         return "no clock keeps every promise (full steps break ITL even at the top)"
-    for metric, misses in scene.misses.items():
+    for metric, lost in zip(scene.metrics, scene.misses[:, -1].tolist(), strict=True):
         judged = scene.those.open(metric)
-        if misses[-1] > LOST_SHARE * judged:
-            told = f"{misses[-1]:.1f} of {judged:.1f} requests miss {metric.upper()}"
+        if lost > LOST_SHARE * judged:
+            told = f"{lost:.1f} of {judged:.1f} requests miss {metric.upper()}"
             return f"no clock keeps every promise ({told} even at the top)"
     return None
 
 
 def _choose(scene: _Scene, applied: Applied, params: PolicyParams) -> Decision:
     best = int(np.argmin(scene.total_j))
-    current = _index(scene, applied.clock_mhz)
+    current = _index(scene.clocks_mhz, applied.clock_mhz)
     if applied.clock_mhz is None or not scene.allowed[current] or best >= current:
         return _verdict(scene, best)
     since_s = scene.now_s - applied.since_s
@@ -186,10 +214,11 @@ def _choose(scene: _Scene, applied: Applied, params: PolicyParams) -> Decision:
     return _verdict(scene, best)
 
 
-def _index(scene: _Scene, clock_mhz: int | None) -> int:
+def _index(clocks_mhz: tuple[int, ...], clock_mhz: int | None) -> int:
+    """Place of the clock in force; driver default is the fastest."""
     if clock_mhz is None:
-        return len(scene.clocks_mhz) - 1
-    return min(bisect_left(scene.clocks_mhz, clock_mhz), len(scene.clocks_mhz) - 1)
+        return len(clocks_mhz) - 1
+    return min(bisect_left(clocks_mhz, clock_mhz), len(clocks_mhz) - 1)
 
 
 def _default(scene: _Scene, reason: str) -> Decision:
@@ -203,7 +232,8 @@ def _verdict(scene: _Scene, i: int, dwell: str | None = None) -> Decision:
 
 
 def _told(scene: _Scene, i: int) -> str:
-    counts = ", ".join(f"{n[i]:.2f} miss {m.upper()}" for m, n in scene.misses.items())
+    at_clock = zip(scene.metrics, scene.misses[:, i].tolist(), strict=True)
+    counts = ", ".join(f"{n:.2f} miss {m.upper()}" for m, n in at_clock)
     spent = ", ".join(
         f"{s.missed:.0f} of {s.seen:.0f} {m.upper()}" for m, s in scene.standings.items() if s.seen > 0
     )
@@ -216,16 +246,17 @@ def _why_not_lower(scene: _Scene, i: int) -> tuple[Binding, str]:
     if i == 0:
         return Binding.LOWEST, "the lowest permitted clock"
     below = scene.clocks_mhz[i - 1]
-    more_j = {m: float(cost[i - 1] - cost[i]) for m, cost in scene.costs_j.items()}
     if not scene.smooth[i - 1]:
         return Binding.ITL, f"{below} MHz would break ITL: a full step takes too long"
     saved_w = float(scene.pace.power_w[i] - scene.pace.power_w[i - 1])
-    worst = max(more_j, key=more_j.__getitem__, default=None)
-    if worst is None or more_j[worst] <= 0.0 or saved_w <= 0.0:
+    more_j = (scene.costs_j[:, i - 1] - scene.costs_j[:, i]).tolist()
+    if saved_w <= 0.0 or max(more_j, default=0.0) <= 0.0:
         return Binding.ENERGY, f"{below} MHz would keep the promises but save nothing"
-    more = float(scene.misses[worst][i - 1] - scene.misses[worst][i])
-    return Binding(worst.value), (
-        f"{below} MHz would break {worst.upper()}: {more:.3f} more misses to save {saved_w:.1f} W"
+    worst = more_j.index(max(more_j))
+    more = float(scene.misses[worst, i - 1] - scene.misses[worst, i])
+    metric = scene.metrics[worst]
+    return Binding(metric.value), (
+        f"{below} MHz would break {metric.upper()}: {more:.3f} more misses to save {saved_w:.1f} W"
     )
 
 

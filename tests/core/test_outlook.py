@@ -12,7 +12,18 @@ from worlds import SLO, model, shape, traffic
 
 from kvwatt.attainment import Tally
 from kvwatt.budget import Budget
-from kvwatt.outlook import FloatArray, cohort, expected_misses, speeds, waits
+from kvwatt.outlook import (
+    BURST_SHARES,
+    BURST_Z,
+    MOST_DECODES,
+    TURN_S,
+    FloatArray,
+    cohort,
+    expected_misses,
+    slow,
+    speeds,
+    waits,
+)
 from kvwatt.projection import KnownLengths
 from kvwatt.state import EngineState, Metric, RequestState, Slo, SloTarget
 
@@ -77,6 +88,50 @@ def test_misses_never_fall_with_a_lower_clock_or_a_tighter_promise(
         assert np.all((numbers >= -1e-9) & (numbers <= len(those) + 1e-9))
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-3.0, 3.0), st.integers(1, 400)), min_size=1, max_size=20),
+    st.floats(0.001, 0.1),
+    st.floats(0.001, 0.3),
+)
+def test_what_prompts_to_come_may_do_is_counted(
+    those: list[tuple[float, int]], gain_s: float, scatter_s: float
+) -> None:
+    """A request misses at a level if its slack, what its tokens gain and what chance takes add up below
+    zero at its end; so does it if tokens come too slowly on average, whatever chance does."""
+    size = len(those)
+    requests = tuple(RequestState(NOW_S, 500, 500, 1, first_token_s=NOW_S) for _ in those)
+    group = cohort(NOW_S, EngineState(NOW_S, size, 0, 0.0, requests), QUIET, shape(), 0.5)
+    total = KnownLengths(np.array([1 + more for _, more in those] + [1] * 3, dtype=np.float64))
+    slack_s = np.array([[s, s] for s, _ in those] + [[9.0, 9.0]] * 3)
+    pace = (np.array([-gain_s, gain_s]), np.full(2, scatter_s))
+    late, often = slow(group, slack_s, *pace, total)
+    expected, edge, behind = 0.0, 0.0, 0.0
+    for slack, more in those:
+        ends = [slack + k * gain_s - BURST_Z * scatter_s * np.sqrt(k) for k in (more - 1, more, more + 1)]
+        expected += float(BURST_SHARES @ (ends[1] < 0.0))
+        edge += float(BURST_SHARES @ (np.ptp(np.sign(ends), axis=0) > 0))
+        behind += slack - more * gain_s < 0.0
+    assert abs(often - expected) <= edge + 1e-6
+    assert abs(late - behind) <= sum(abs(s - k * gain_s) < 2.0 * gain_s for s, k in those) + 1e-6
+
+
+def test_a_large_batch_is_looked_at_in_turns() -> None:
+    """Of very many decodes some stand for all, everybody in his turn; prompts are looked at always."""
+    decodes = [RequestState(NOW_S - 9.0, 500, 500, 10 + i, first_token_s=NOW_S - 8.0) for i in range(300)]
+    prompts = [RequestState(NOW_S - 1.0, 800, 0, 0) for _ in range(4)]
+    state = EngineState(NOW_S, 300, 4, 200_000.0, (*decodes, *prompts))
+    seen: set[float] = set()
+    for turn in range(12):
+        some = cohort(NOW_S + turn * TURN_S, state, QUIET, shape(), 0.5)
+        assert len(some.weight) <= MOST_DECODES + 4 + 3
+        assert some.decoding == pytest.approx(300.0) and some.inside == pytest.approx(304.0)
+        assert some.kv_each_tokens == pytest.approx(660.0, rel=0.02)
+        assert some.behind_tokens[0] == pytest.approx(3200.0)
+        seen |= set(some.requests.produced.tolist())
+    assert {float(r.output_tokens) for r in decodes} <= seen
+
+
 def test_requests_that_are_not_listed_are_like_those_that_are() -> None:
     """Where the list is short of the count, those listed stand for all."""
     one = RequestState(NOW_S - 5.0, 500, 500, 50, first_token_s=NOW_S - 4.0)
@@ -122,6 +177,24 @@ def test_a_wider_reserve_makes_a_miss_dearer() -> None:
     assert prices == sorted(prices) and prices[0] < prices[-1]
     stricter = budget.standing(Metric.E2E, replace(target, quantile=0.999), 0.25, 30.0)
     assert stricter.price_j(100.0, 0.0) > prices[1]
+
+
+def test_a_miss_has_a_least_price() -> None:
+    """What quiet hours saved up makes no miss cheaper than usual: else one minute would spend it all."""
+    target = SloTarget(60.0)
+    saved_up = Budget({Metric.E2E: Tally(5000.0, 0.0, 50.0)}).standing(Metric.E2E, target, 0.15, 30.0)
+    assert saved_up.over(0.0) < -30.0
+    assert saved_up.price_j(100.0, 0.0) == Budget().standing(Metric.E2E, target, 1.0, 0.0).price_j(100.0, 0.0)
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_without_room_for_a_burst_a_miss_is_dearer_from_the_start(one: float, other: float) -> None:
+    """The price rises with what twice the traffic would take of the limit."""
+    prices = [
+        Budget().standing(Metric.TBT, SloTarget(0.2), 0.95, 30.0, strain).price_j(100.0, 0.0)
+        for strain in sorted((one, other))
+    ]
+    assert 0.0 < prices[0] <= prices[1]
 
 
 def test_where_few_come_one_long_prompt_by_chance_counts() -> None:

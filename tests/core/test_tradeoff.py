@@ -195,7 +195,7 @@ def test_nobody_inside_and_nobody_to_come_parks_at_the_lowest_clock() -> None:
 
 def test_a_promise_on_gaps_sets_a_floor() -> None:
     """A full step must fit the gap promised: lower clocks are out, whatever is to spend."""
-    slo = replace(SLO, itl=SloTarget(0.45))
+    slo = replace(SLO, itl=SloTarget(0.4))
     free, bound = choose(steady(), slo=SLO), choose(steady(), slo=slo)
     assert rank(bound) > rank(free) and bound.binding is Binding.ITL
     impossible = choose(steady(), slo=replace(SLO, itl=SloTarget(0.05)))
