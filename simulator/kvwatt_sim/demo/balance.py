@@ -16,6 +16,8 @@ FOLLOW_S = 0.25
 class LeastBusy:
     """Follows the list of instances in service; a list that cannot be fetched leaves the one before."""
 
+    name = "least busy of those listed at /api/v1/pool/targets"
+
     def __init__(self, daemon_url: str) -> None:
         self._url = f"{daemon_url}/api/v1/pool/targets"
         self._listed: tuple[str, ...] = ()
@@ -54,6 +56,23 @@ class LeastBusy:
         except (httpx.HTTPError, ValueError):
             return
         self._listed = tuple(_urls(answer))
+
+
+class ThroughRouter(LeastBusy):
+    """A router spreads them; the list only tells when somebody is in service."""
+
+    name = "HAProxy"
+
+    def __init__(self, router_url: str, daemon_url: str) -> None:
+        super().__init__(daemon_url)
+        self._router_url = router_url
+
+    def begin(self) -> str:
+        """The router, whoever serves."""
+        return self._router_url
+
+    def end(self, base_url: str) -> None:
+        """The router counts."""
 
 
 def _urls(groups: Any) -> list[str]:  # noqa: ANN401 (JSON)

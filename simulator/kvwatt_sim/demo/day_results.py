@@ -79,7 +79,8 @@ class DayResult:
 
 def print_day(console: Console, result: DayResult) -> None:
     """Print the table, the saving and the warnings."""
-    table = Table(title=f"{result.latency.requests} requests over a day of {result.day_s:.0f} s")
+    served = f"{result.latency.requests} requests over a day of {result.day_s:.0f} s"
+    table = Table(title=f"{served}; router: {result.router}")
     table.add_column("")
     table.add_column(f"{result.instances} at driver default*", justify="right")
     table.add_column("kvwatt", justify="right")

@@ -21,12 +21,15 @@ from typing import Any
 from rich.console import Console
 
 from kvwatt_sim import cards
+from kvwatt_sim.demo import haproxy
+from kvwatt_sim.demo.balance import LeastBusy, ThroughRouter
 from kvwatt_sim.demo.cpu import LAG_WARN_S
 from kvwatt_sim.demo.daemon_process import DaemonProcess
 from kvwatt_sim.demo.day_results import DayResult, print_day
 from kvwatt_sim.demo.day_serve import Day, serve_day
 from kvwatt_sim.demo.day_settings import HOURS, LOAD_S, SLO, DayOptions, pace
-from kvwatt_sim.demo.fleet import Fleet, make_fleet
+from kvwatt_sim.demo.fleet import Fleet, free_ports, make_fleet
+from kvwatt_sim.demo.haproxy import Haproxy
 from kvwatt_sim.demo.model import cache_dir, cached_model, is_cached
 from kvwatt_sim.demo.plant import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, libraries
 from kvwatt_sim.demo.run import terminable
@@ -45,10 +48,11 @@ def run_day(options: DayOptions, console: Console) -> DayResult:
     until_s = time.monotonic() + options.seconds
     with terminable(), ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvwatt-demo-")))
-        fleet, daemon = _set_up(options, console, stack, folder)
-        day, day_s, requests = asyncio.run(serve_day(options, daemon, fleet, console, until_s))
+        fleet, daemon, router = _set_up(options, console, stack, folder)
+        route = LeastBusy(daemon.url) if router is None else ThroughRouter(router.url, daemon.url)
+        day, day_s, requests = asyncio.run(serve_day(options, daemon, fleet, route, console, until_s))
         keep_capacity(folder, CAPACITY)
-    result = _judge(options, day, day_s, requests)
+    result = _judge(options, day, day_s, requests, route.name)
     print_day(console, result)
     if options.json_file is not None:
         _write_json(options.json_file, result)
@@ -57,12 +61,15 @@ def run_day(options: DayOptions, console: Console) -> DayResult:
 
 def _set_up(
     options: DayOptions, console: Console, stack: ExitStack, folder: Path
-) -> tuple[Fleet, DaemonProcess]:
+) -> tuple[Fleet, DaemonProcess, Haproxy | None]:
     card = cards.load(CARD)
     console.print(
         f"{options.instances} simulated {card.gpu_name}, none of them used yet ...", highlight=False
     )
     fleet = make_fleet(stack, libraries(), folder, options.instances, LOAD_S)
+    (port,) = free_ports(1)
+    router = haproxy.start(stack, folder, dict(zip(fleet.names, fleet.ports, strict=True)), port)
+    fleet.haproxy = router.socket if router is not None else None
     if not is_cached(card):
         console.print("first run: training the step-time model ...")
     model = cached_model(card)
@@ -76,10 +83,12 @@ def _set_up(
         "about 3 s here, which stands for some 20 minutes of the day: longer than a real one",
         highlight=False,
     )
-    return fleet, daemon
+    return fleet, daemon, router
 
 
-def _judge(options: DayOptions, day: Day, day_s: float, requests: tuple[TraceRequest, ...]) -> DayResult:
+def _judge(
+    options: DayOptions, day: Day, day_s: float, requests: tuple[TraceRequest, ...], router: str
+) -> DayResult:
     baseline = always_on(options.instances, requests, day.end_s - day.start_s)
     counts = [count for _, count in day.ready] or [0]
     return DayResult(
@@ -95,7 +104,7 @@ def _judge(options: DayOptions, day: Day, day_s: float, requests: tuple[TraceReq
         ready_least=min(counts),
         events=day.pool.get("scale_events_total", []),
         start_s=_mean_start_s(day.pool),
-        router="least busy, from /api/v1/pool/targets",
+        router=router,
         seed=options.seed,
         warnings=tuple(_warnings(day)),
         course=[(HOURS * at / day_s, count) for at, count in day.ready],

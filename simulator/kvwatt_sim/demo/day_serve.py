@@ -78,12 +78,17 @@ _SHOWN = {"ready": "●", "starting": "◔", "draining": "◑", "asleep": "○",
 
 
 async def serve_day(
-    options: DayOptions, daemon: DaemonProcess, fleet: Fleet, console: Console, until_s: float
+    options: DayOptions,
+    daemon: DaemonProcess,
+    fleet: Fleet,
+    route: LeastBusy,
+    console: Console,
+    until_s: float,
 ) -> tuple[Day, float, tuple[TraceRequest, ...]]:
     """Warm up, then the day, so long that all is over at `until_s`; the day's length and its requests too."""
     from kvwatt_sim.demo.day_settings import LEAST_DAY_S, STOP_RESERVE_S, draw
 
-    route, watch, lag = LeastBusy(daemon.url), PoolWatch(daemon, fleet, console), LagMeter()
+    watch, lag = PoolWatch(daemon, fleet, console), LagMeter()
     background = [asyncio.create_task(route.follow()), asyncio.create_task(lag.run())]
     try:
         await _warm_up(options, route, watch, until_s)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvwatt.state import Slo
@@ -45,7 +44,7 @@ class Fleet:
     env: dict[str, str]
     ports: tuple[int, ...]
     load_s: float = 0.0  # seconds that a simulated server loads its model
-    keys: Mapping[str, object] = field(default_factory=dict)
+    haproxy: Path | None = None  # runtime socket; without one the list of /api/v1/pool/targets is followed
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -108,7 +107,8 @@ refit_s = 0
 {promises(slo)}
 [pool]
 enabled = true
-router = "http-sd"
+router = "{"http-sd" if self.haproxy is None else "haproxy"}"
+haproxy.sockets = [{"" if self.haproxy is None else toml(self.haproxy)}]
 period_s = {pace.period_s}
 cooldown_s = {pace.cooldown_s}
 less_for_s = {pace.less_for_s}
