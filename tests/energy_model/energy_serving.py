@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -18,7 +18,7 @@ from kvwatt_sim.replay.scenario import shape_for
 from kvwattd.energy_account import EnergyAccount
 from kvwattd.energy_followed import Told
 from kvwattd.tap_progress import TapProgress
-from kvwattd.vllm_plugin.wire import Finished
+from kvwattd.vllm_plugin.wire import Finished, Record
 
 CARD = load("l20")
 SHAPE = shape_for(CARD, "paper")
@@ -59,6 +59,8 @@ class Serving:
     account: EnergyAccount = field(default_factory=lambda: EnergyAccount(SHAPE.max_num_batched_tokens))
     energy_j: float = 0.0
     finished: int = 0
+    on_page: Callable[[Serving], None] = lambda _: None
+    on_record: Callable[[Record, float], None] = lambda *_: None
 
     def __post_init__(self) -> None:
         self.engine, self.progress = Engine(SHAPE), TapProgress()
@@ -84,6 +86,7 @@ class Serving:
             self._draw(self.now_s + step.time_s, gpu.power_w(CARD, CLOCK, step.compute, step.memory))
             record = self.tap.record(plan, self.engine.complete(plan, self.now_s), self.now_s)
             self.progress.on_record(record, self.now_s)
+            self.on_record(record, self.now_s)
             self.ended += record.finished
             self.finished += len(record.finished)
 
@@ -103,6 +106,7 @@ class Serving:
         ended, self.ended = self.ended, []
         told = Told(self.progress.roll, ended) if self.tapped else None
         self.account.on_page(self.page, done, {"GPU": self.energy_j}, float(CLOCK), Truth(), told)
+        self.on_page(self)
 
     def _page(self) -> EngineSnapshot:
         counters, none = self.engine.counters, _histogram(0.0)

@@ -6,20 +6,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from energy_serving import CARD, POLL_S, SHAPE, Serving, Truth, conversation
+from energy_serving import CARD, CLOCK, POLL_S, SHAPE, Serving, Truth, conversation
 
 from kvwatt.attribution import MICRO, Part
 from kvwatt.energy_factors import FACTORS
 from kvwatt.energy_table import TableEnergy
-from kvwatt.state import GpuSample
+from kvwatt.policy import PolicyParams
+from kvwatt.state import GpuSample, Slo, SloTarget
 from kvwatt.traffic import interval
 from kvwatt_sim.engine import Request
 from kvwatt_sim.metered import serving
 from kvwatt_sim.metered.counter import Noise
+from kvwatt_sim.replay.controller import Drive
+from kvwatt_sim.replay.kvwatt_controller import KvwattController
+from kvwatt_sim.replay.models import compiled_model
 from kvwatt_sim.replay.plant import VirtualPlant
 from kvwatt_sim.workload import generate
 from kvwattd.energy_account import EnergyAccount
+from kvwattd.energy_feed import attribute
 from kvwattd.energy_windows import WINDOW_S, EngineFacts, WindowBuilder
+from kvwattd.observation import Observation
+from kvwattd.views_energy import attribution_view
 
 
 @pytest.mark.parametrize("tapped", [True, False])
@@ -133,8 +140,6 @@ def test_a_window_without_pages_or_with_a_gap_is_no_window() -> None:
 
 def test_a_compiled_table_says_what_the_model_says() -> None:
     """At its clocks exactly; between them between."""
-    from kvwatt_sim.replay.models import compiled_model
-
     clocks = (1200, 1800, 2400)
     table = TableEnergy(compiled_model(CARD, clocks, SHAPE))
     load_ = (np.array([32.0] * 3), np.array([3e4] * 3), np.array([0.0] * 3))
@@ -144,3 +149,47 @@ def test_a_compiled_table_says_what_the_model_says() -> None:
     ends = table.model.power_w(*load_)[0]
     assert ends[0] < between[0] < ends[1]
     assert (between[1], between[2]) == (ends[0], ends[2])
+
+
+def test_the_daemons_instance_attributes_what_its_gpus_used() -> None:
+    """The instance as the loop drives it: pages and readings in, parts that add up to the counter out, and
+    the view that REST and /metrics show."""
+    plant = VirtualPlant(CARD, SHAPE, generate(1.0, 60.0, 9))
+    clocks = (1200, 1800, 2400)
+    slo = Slo(SloTarget(3.0), SloTarget(0.2), SloTarget(60.0))
+    model = compiled_model(CARD, clocks, SHAPE)
+    controller = KvwattController(CARD, SHAPE, model, slo, PolicyParams(reaction_s=0.8))
+    outcome = Drive(plant, controller).finish(90.0)
+    account = controller.run.account
+    assert account.book.total / MICRO == pytest.approx(outcome.energy_j, rel=0.03)
+    view = attribution_view(account)
+    assert view is not None
+    assert sum(view.parts_j.values()) == pytest.approx(account.book.total / MICRO)
+    assert view.output_tokens_total == pytest.approx(outcome.tokens, rel=0.05)
+    assert 0.1 < (view.output_token_j or 0.0) < (view.output_token_whole_j or 0.0) < 100.0
+    assert attribution_view(EnergyAccount()) is None
+
+
+def test_a_tap_that_is_trusted_names_the_requests() -> None:
+    """From the first page on that tap and page agree, requests end with joules of their own."""
+    observed = Observation(POLL_S, 3 * POLL_S, 2048)
+    account = EnergyAccount()
+    model = compiled_model(CARD, (1200, 1800, 2400), SHAPE)
+
+    def feed(served: Serving) -> None:
+        assert served.page is not None
+        observed.on_page(served.page)
+        sample = GpuSample(served.now_s, "GPU", CLOCK, 100.0, served.energy_j, 40.0, 1.0, 0)
+        attribute(account, observed, {"GPU": sample}, model)
+
+    served = Serving(conversation(2.0, 60.0, 6))
+    served.on_page, served.on_record = feed, observed.tap.on_record
+    served.run(120.0)
+    assert observed.source == "tap"
+    assert account.attributed > 0.8 * len(served.requests)
+    assert abs(account.book.total / MICRO - served.energy_j) < 300.0
+    view = attribution_view(account)
+    assert view is not None
+    assert len(view.newest) == 16
+    assert view.newest[0].joules == account.records[-1].joules
+    assert (view.request_p50_j or 0.0) <= (view.request_p99_j or 0.0)
