@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,8 @@ from kvwattd.loop import Daemon
 from kvwattd.reload import Reloader
 
 LIMITS_S = (0.1, 0.2, 0.5)
+STATE = tempfile.mkdtemp(prefix="kvwatt-reload-")
+atexit.register(shutil.rmtree, STATE, ignore_errors=True)
 
 
 def text(names: str = "a", limit_s: float = 0.1, poll_s: float = 0.5, mode: str = "shadow") -> str:
@@ -27,7 +31,7 @@ def text(names: str = "a", limit_s: float = 0.1, poll_s: float = 0.5, mode: str 
         f'[[instance]]\nname = "{n}"\nurl = "http://127.0.0.1:9"\ngpus = ["{ord(n)}"]\npoll_s = {poll_s}\n'
         for n in names
     )
-    return f'[daemon]\nmode = "{mode}"\n[slo.tbt]\nlimit_s = {limit_s}\n{items}'
+    return f'[daemon]\nmode = "{mode}"\nstate_dir = "{STATE}"\n[slo.tbt]\nlimit_s = {limit_s}\n{items}'
 
 
 def started(folder: Path, content: str) -> tuple[Path, Daemon, Control]:

@@ -165,6 +165,7 @@ class Bench:
         self.kinds = FixedKinds(kind() if known is None else known)
         self.learner = NewestRate()
         self.finished = dict.fromkeys(NAMES, 0.0)
+        self.gone: list[str] = []
         self.pool = Pool(
             self.runs,
             self.scaler,  # type: ignore[arg-type]
@@ -177,6 +178,7 @@ class Bench:
             lambda run: 900,
             names=("process", "http-sd"),
             targets=lambda members, acting: (),
+            gone=self.gone.append,
             release=self.scaler.close,
         )
 

@@ -203,6 +203,7 @@ async def test_starts_are_counted_and_timed() -> None:
         (ActionKind.DRAIN_TO_STOP, "begun"): 1,
         (ActionKind.DRAIN_TO_STOP, "done"): 1,
     }
+    assert bench.gone == ["b", "a"]  # failed and stopped: their GPUs may be placed on again
     assert counts.expected_s("tp1", ActionKind.START) == 7.0
     assert counts.expected_s("tp1", ActionKind.WAKE) is None
 

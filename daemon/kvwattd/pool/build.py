@@ -80,6 +80,7 @@ def build(
         lowest_mhz,
         names=(backend.name, router.name),
         targets=_targets(config, router, kinds),
+        gone=placement.release,
         release=release,
     )
 

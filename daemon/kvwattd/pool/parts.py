@@ -40,6 +40,11 @@ class Late:
             raise BackendError(Cause.PLACEMENT, f"{member}: nothing is placed here")
         return await self._placement.place(member)
 
+    def release(self, member: str) -> None:
+        """It runs nowhere now: what was claimed for its start is free again."""
+        if self._placement is not None:
+            self._placement.release(member)
+
     def close(self) -> None:
         """Leave NVML."""
         if self._placement is not None:

@@ -19,6 +19,7 @@ from typing import Protocol
 from kvwatt.pool import (
     EngineKind,
     Member,
+    MemberStatus,
     PlanMemory,
     PoolAction,
     PoolParams,
@@ -80,6 +81,7 @@ class Pool:
         lowest_mhz: Callable[[InstanceRuntime], int | None],
         names: tuple[str, str],
         targets: Callable[[tuple[Member, ...], bool], tuple[Listed, ...] | None],
+        gone: Callable[[str], None],
         release: Callable[[], Awaitable[None]],
     ) -> None:
         self._runs = runs
@@ -94,7 +96,7 @@ class Pool:
         self._lowest_mhz = lowest_mhz
         self.backend, self.router = names
         self._targets = targets
-        self._release = release
+        self._gone, self._release = gone, release
         self._arrivals = Arrivals()
         self._memory = PlanMemory()
         self._failed_calls = 0
@@ -145,6 +147,8 @@ class Pool:
         await self.scaler.step()
         for event in self.scaler.take_events():
             self.counts.on_event(event)
+            if event.status in (MemberStatus.STOPPED, MemberStatus.FAILED):
+                self._gone(event.member)
         for member in self.scaler.members():
             run = self._runs[member.name]
             seen.park(member, run, self.scaler.reason_of(member.name), self._lowest_mhz(run))
