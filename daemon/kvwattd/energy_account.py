@@ -22,6 +22,7 @@ HOLD_S = 10.0
 RECENT_S = 300.0
 RECORDS_KEPT = 512
 LEAST_TOKENS, LEAST_REQUESTS = 1.0, 0.5  # of late: fewer say nothing
+GRAINS = 4.0  # per doubling of batch or KV cache: prices are smooth, and not computed anew for less
 CHUNK_TOKENS = 512.0  # at which a prompt token is priced, or the engine's budget where that is less
 
 
@@ -61,6 +62,7 @@ class EnergyAccount:
         self._micro: dict[str, Microjoules] = {}  # by GPU: one that is new does not bring its past along
         self._pending_uj, self._pending_s = 0, 0.0
         self._followed = Followed()
+        self._priced: tuple[tuple[float, ...], StepEnergy, Prices] | None = None
         self._finished: float | None = None  # by the page before
         self.book = EnergyBook()
         self.recent = Recent()
@@ -128,8 +130,14 @@ class EnergyAccount:
         return max(done.dt_s - busy_s, 0.0)
 
     def _prices(self, step: StepEnergy, clock_mhz: float, done: Interval) -> Prices:
+        """Around the page's mean step; the same as before while that has hardly moved."""
         batch = done.generation_tokens / done.iterations if done.iterations > 0 else done.running_mean
-        return prices_of(step, clock_mhz, batch, done.kv_tokens_mean, self._chunk)
+        grain = tuple(round(GRAINS * math.log2(max(x, 1.0))) for x in (batch, done.kv_tokens_mean / 64))
+        key = (clock_mhz, *grain)
+        if self._priced is None or self._priced[0] != key or self._priced[1] != step:
+            at = [2.0 ** (place / GRAINS) for place in grain]
+            self._priced = (key, step, prices_of(step, clock_mhz, at[0], 64 * at[1], self._chunk))
+        return self._priced[2]
 
     def _taken(self) -> int:
         energy, self._pending_uj, self._pending_s = self._pending_uj, 0, 0.0

@@ -10,11 +10,18 @@ from kvwatt.compiled import CompiledModel
 from kvwatt.lattice import Floats, locate
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TableEnergy:
     """`energy_prior.StepEnergy` of a compiled table, linear between its clocks, constant beyond them."""
 
     model: CompiledModel
+
+    def __eq__(self, other: object) -> bool:
+        """Of the very same table."""
+        return isinstance(other, TableEnergy) and self.model is other.model
+
+    def __hash__(self) -> int:
+        return id(self.model)
 
     def step_time_s(self, clock_mhz: Floats, batch: Floats, kv: Floats, prefill: Floats, /) -> Floats:
         """Seconds of a step, (n,)."""

@@ -67,6 +67,7 @@ class Serving:
         known = {request.request_id: request for request in self.requests}
         self.tap = EngineTap(self.engine, known.__getitem__, "tiny", every_token=True)
         self.now_s, self.page_s = 0.0, 0.0
+        self.truth = Truth()
         self.page: EngineSnapshot | None = None
         self.ended: list[Finished] = []
         self.coming = list(self.requests)
@@ -105,7 +106,7 @@ class Serving:
         done = interval(old, self.page) if old is not None else None
         ended, self.ended = self.ended, []
         told = Told(self.progress.roll, ended) if self.tapped else None
-        self.account.on_page(self.page, done, {"GPU": self.energy_j}, float(CLOCK), Truth(), told)
+        self.account.on_page(self.page, done, {"GPU": self.energy_j}, float(CLOCK), self.truth, told)
         self.on_page(self)
 
     def _page(self) -> EngineSnapshot:
