@@ -78,8 +78,8 @@ class Requests:
         whole = [column if column.shape == size else np.broadcast_to(column, size) for column in columns]
         return cls(whole[0], whole[1], whole[2], whole[3], np.arange(size[0]))
 
-    def select(self, rows: npt.NDArray[np.bool_]) -> Requests:
-        """Those of a mask."""
+    def select(self, rows: npt.NDArray[np.bool_] | Ints) -> Requests:
+        """Those of a mask, or at these places."""
         return Requests(
             self.prompt[rows], self.produced[rows], self.limit[rows], self.hint[rows], self.index[rows]
         )

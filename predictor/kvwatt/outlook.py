@@ -307,4 +307,4 @@ def slow(
     alive = lengths.alive(those.requests.select(who), ahead)
     share = np.where(gain > 0.0, BURST_SHARES[level], 1.0)
     missed = share * those.weight[who] * np.maximum(alive[:, 0] - alive[:, 1], 0.0)
-    return np.bincount(column, missed, minlength=len(gain_s))
+    return np.asarray(np.bincount(column, missed, minlength=len(gain_s)), dtype=np.float64)
