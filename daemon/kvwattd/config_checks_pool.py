@@ -11,6 +11,8 @@ from kvwattd.config_pool import BackendName, Rest, RouterName
 if TYPE_CHECKING:
     from kvwattd.config import Config
 
+LEAST_WINDOWS = 864  # of a day: with fewer, coarser ones the forecast cannot follow it
+
 
 def pool_problems(config: Config) -> Iterable[ConfigProblem]:
     """Every contradiction of an enabled pool."""
@@ -26,6 +28,9 @@ def _number_problems(config: Config) -> Iterable[ConfigProblem]:
     pool, members = config.pool, len(config.instance)
     if pool.maximum is not None and pool.maximum > members:
         yield ConfigProblem("pool.maximum", pool.maximum, f"at most the number of [[instance]] ({members})")
+    if pool.day_s < LEAST_WINDOWS * pool.period_s:
+        accepted = f"at least {LEAST_WINDOWS} times pool.period_s ({LEAST_WINDOWS * pool.period_s:g} s)"
+        yield ConfigProblem("pool.day_s", pool.day_s, accepted)
     most = min(pool.maximum or members, members)
     if pool.minimum > most:
         key = "pool.maximum" if pool.maximum else "the number of [[instance]]"

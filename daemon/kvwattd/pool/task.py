@@ -98,9 +98,9 @@ class Pool:
         self._targets = targets
         self._gone, self._release = gone, release
         self._arrivals = Arrivals()
-        self._memory = PlanMemory()
+        # What an earlier run changed, and how the traffic moves, is not known yet: as after a change.
+        self._memory = PlanMemory(last_up_s=now())
         self._failed_calls = 0
-        self._watched_s = 0.0
         self._plan_s = 0.0
         self.plans = PlanRecord()
         self.forecast: RateOutlook | None = None
@@ -182,9 +182,6 @@ class Pool:
         self._failed_calls = errors
         window = self._arrivals.window(now_s, seen.pages(members, self._runs, now_s))
         self._fold(window, now_s)
-        if fault is None and self.manual is None and self._watched_s < self.params.cooldown_s:
-            # What an earlier run changed, and how the traffic moves, is not known yet.
-            fault = f"watching traffic: {self._watched_s:.0f} s of {self.params.cooldown_s:g} s"
         if (fault is None) != (self.fault is None):
             level = logging.INFO if fault is None else logging.WARNING
             log.log(level, "pool: %s", fault or "all is seen")
@@ -193,9 +190,6 @@ class Pool:
     def _fold(self, window: Window | None, now_s: float) -> None:
         if window is not None:
             self._learner.observe(window.start_s, window.dt_s, window.arrivals)
-            self._watched_s += window.dt_s
-        if self._watched_s == 0.0:
-            return
         try:
             self.forecast = self._learner.forecast(now_s)
             sane = self.forecast is None or self._sane(self.forecast)
@@ -203,7 +197,7 @@ class Pool:
             sane = False
         if not sane:
             log.warning("pool: the forecast is no number: the rate is learned anew")
-            self._learner, self.forecast, self._watched_s = self._new_learner(), None, 0.0
+            self._learner, self.forecast = self._new_learner(), None
 
     def _sane(self, forecast: RateOutlook) -> bool:
         return isfinite(forecast.mean_per_s(0.0)) and isfinite(

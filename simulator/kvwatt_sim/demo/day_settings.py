@@ -67,7 +67,7 @@ def pace(day_s: float) -> PoolPace:
         settle_s=1.0,
         forecast_quantile=0.9,
         survivors_load_max=0.95,
-        day_s=5.0 * day_s,
+        day_s=max(5.0 * day_s, 1_500.0),
     )
 
 
