@@ -31,8 +31,8 @@ LEVEL_SD = np.array([0.001, 0.003, 0.01, 0.03, 0.1])  # of sqrt(1/s), per sqrt(s
 TREND_SD = np.array([0.0, 1e-5, 1e-4])  # of the slope per s, per sqrt(s)
 DISPERSIONS = np.array([1.0, 2.0, 5.0, 15.0, 50.0])
 TREND_LIFE_S = 300.0
-PENALTY = 3.0  # nats by which a livelier filter must do better
-FORGET_S = 3600.0  # of how well each filter did
+LEVEL_PENALTY, TREND_PENALTY = 0.5, 1.5  # nats by which a livelier filter must do better
+FORGET_S = 1200.0  # of how well each filter did
 HORIZONS_S = (30.0, 120.0, 480.0)  # at which past forecasts are checked
 CHECK_MEMORY = 60.0
 LARGEST_VARIANCE = 4.0  # of the level, relative to the square of 1 + level
@@ -98,7 +98,7 @@ class RateLearner:
         self._level_q, self._slope_q, self._noise = (axis.ravel() for axis in grid)
         n = len(self._noise)
         places = np.meshgrid(*(np.arange(len(a)) for a in (LEVEL_SD, TREND_SD, DISPERSIONS)), indexing="ij")
-        self._prior = -PENALTY * (places[0] + places[1]).ravel()
+        self._prior = -(LEVEL_PENALTY * places[0] + TREND_PENALTY * places[1]).ravel()
         self._log_weight = np.zeros(n)
         self._level, self._slope = np.zeros(n), np.zeros(n)
         self._var_level, self._cov, self._var_slope = np.full(n, 1e6), np.zeros(n), np.zeros(n)
@@ -150,7 +150,7 @@ class RateLearner:
             level_q=self._level_q,
             slope_q=self._slope_q,
             dispersion=float(weight @ self._noise),
-            scale=tuple(np.sqrt(np.clip(self._square, 0.5, 9.0)).tolist()),
+            scale=tuple(np.sqrt(np.clip(self._square, 0.25, 9.0)).tolist()),
             day=self._day.copy() if np.isfinite(self._day).sum() > SLOTS // 2 else None,
             day_factor=self._day_factor,
         )

@@ -201,7 +201,7 @@ class PoolParams:
     gpus: int | None = None
     period_s: float = 5.0
     cooldown_s: float = 60.0
-    less_for_s: float = 30.0
+    less_for_s: float = 60.0
     start_timeout_s: float = 600.0
     retry_s: float = 120.0
     survivors_load_max: float = 0.95
