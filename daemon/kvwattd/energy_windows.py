@@ -101,6 +101,8 @@ class _Pages:
     prompts: float = 0.0
     asked: float = 0.0  # prompt tokens, cache hits included
     preempted: float = 0.0
+    flops: float = 0.0  # NaN where a page does not tell
+    moved: float = 0.0
     arrivals: list[float] = field(default_factory=list)
     running: _Mean = field(default_factory=_Mean)
     waiting: _Mean = field(default_factory=_Mean)
@@ -143,6 +145,8 @@ class WindowBuilder:
         sums.output += done.generation_tokens
         sums.prompts += done.prompt_tokens
         sums.asked += max(page.prompt_tokens_total - old.prompt_tokens_total, 0.0)
+        sums.flops += _grown(old.flops_total, page.flops_total)
+        sums.moved += _grown(old.bytes_total, page.bytes_total)
         sums.preempted += max(page.preemptions_total - old.preemptions_total, 0.0)
         sums.arrivals.append(done.arrivals)
         for mean, name in ((sums.running, "running"), (sums.waiting, "waiting"), (sums.usage, "kv_usage")):
@@ -188,6 +192,8 @@ class WindowBuilder:
             "clock_mhz": self._clock.value,
             "power_cap_w": self.facts.power_cap_w,
             "utilization": min(self._busy.value, 1.0),
+            "flops_per_s": sums.flops * per_s * self.facts.tp,
+            "bytes_per_s": sums.moved * per_s * self.facts.tp,
             "temperature_c": max(self._heat.value, 0.0),
             "requests_per_s": sum(sums.arrivals) * per_s,
             "rate_dispersion": _dispersion(sums.arrivals),
@@ -200,6 +206,10 @@ class WindowBuilder:
             "output_cv": self._outputs.cv,
         }
         return ClosedWindow(at_s, window_row(duration_s, factors), energy_j)
+
+
+def _grown(old: float | None, new: float | None) -> float:
+    return new - old if old is not None and new is not None and new >= old else math.nan
 
 
 def _group(samples: Mapping[str, GpuSample]) -> tuple[float, float, float, float, float]:

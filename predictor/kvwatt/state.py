@@ -146,6 +146,8 @@ class EngineSnapshot:
     tbt_s: Histogram  # request_time_per_output_token_seconds where present, per finished request
     itl_s: Histogram  # inter_token_latency_seconds, per token
     e2e_s: Histogram
+    flops_total: float | None = None  # vLLM's estimates, per GPU; None where the version has none
+    bytes_total: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

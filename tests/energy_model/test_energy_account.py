@@ -193,3 +193,25 @@ def test_a_tap_that_is_trusted_names_the_requests() -> None:
     assert len(view.newest) == 16
     assert view.newest[0].joules == account.records[-1].joules
     assert (view.request_p50_j or 0.0) <= (view.request_p99_j or 0.0)
+
+
+def test_vllms_estimates_of_its_own_traffic_reach_the_window() -> None:
+    """Where the version tells FLOPs and bytes they are factors; where a page lacks them they are unknown."""
+    served = Serving(conversation(1.0, 30.0, 6))
+    served.run(1.0)
+    page, found = served.page, {}
+    assert page is not None
+    for told in (True, False):
+        builder = WindowBuilder(EngineFacts(2, 2048))
+        for tick in range(25):
+            at_s = 0.5 * tick
+            later = replace(
+                page, observed_s=at_s, flops_total=1e9 * at_s if told else None, bytes_total=3e6 * at_s
+            )
+            builder.on_page(later)
+            sample = GpuSample(at_s, "GPU", 1200, 100.0, 100.0 * at_s, 40.0, 1.0, 0)
+            found[told] = builder.on_gpu({"GPU": sample}) or found.get(told)
+    rows = {told: dict(zip(FACTORS, window.row[1:], strict=True)) for told, window in found.items() if window}
+    assert rows[True]["flops_per_s"] == pytest.approx(2e9)
+    assert rows[True]["bytes_per_s"] == rows[False]["bytes_per_s"] == pytest.approx(6e6)
+    assert np.isnan(rows[False]["flops_per_s"])

@@ -58,6 +58,9 @@ COMMON = (
     E2E,
 )
 OPTIONAL = (SLEEP_STATE,)
+# vLLM's own estimates for its model FLOPs utilization: nothing is decided by them.
+FLOPS = "estimated_flops_per_gpu_total"
+TRAFFIC = ("estimated_read_bytes_per_gpu_total", "estimated_write_bytes_per_gpu_total")
 
 # Newest first: the first layout whose every series is on the page is the page's layout. Releases between
 # those whose sources were read (0.8.5, 0.10.2, 0.12.0, 0.16.0, 0.20.2, 0.25.0, 0.31.0-0.33.0) are told apart
@@ -115,7 +118,10 @@ HISTOGRAMS = frozenset(
     | {layout.itl for layout in LAYOUTS}
     | {layout.tbt for layout in LAYOUTS if layout.tbt is not None}
 )
-SCALARS = frozenset({name for layout in LAYOUTS for name in layout.required} | set(OPTIONAL)) - HISTOGRAMS
+SCALARS = (
+    frozenset({name for layout in LAYOUTS for name in layout.required} | {*OPTIONAL, FLOPS, *TRAFFIC})
+    - HISTOGRAMS
+)
 
 
 def matching(present: frozenset[str]) -> Layout | None:

@@ -182,7 +182,19 @@ def _snapshot(
         tbt_s=histograms[layout.tbt or layout.itl],
         itl_s=histograms[layout.itl],
         e2e_s=histograms[layouts.E2E],
+        flops_total=_estimate((layouts.FLOPS,), mine),
+        bytes_total=_estimate(layouts.TRAFFIC, mine),
     )
+
+
+def _estimate(names: tuple[str, ...], mine: dict[str, _Samples]) -> float | None:
+    """The sum of estimates; None where one is missing or is no number: no reason to refuse a page."""
+    if not all(name in mine for name in names):
+        return None
+    try:
+        return sum(_single(name, mine) for name in names)
+    except MetricsError:
+        return None
 
 
 def _single(name: str, mine: dict[str, _Samples]) -> float:
