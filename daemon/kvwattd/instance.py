@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
-from kvwatt.compiled import CompiledModel
 from kvwatt.policy import NO_BUDGET, Applied, Budget, PolicyParams, decide
 from kvwatt.state import Binding, Decision, EngineShape, EngineSnapshot, GpuSample, Slo
 from kvwattd.config import InstanceConfig, Mode
@@ -19,6 +18,7 @@ from kvwattd.durations import Durations
 from kvwattd.energy_account import EnergyAccount
 from kvwattd.energy_feed import attribute
 from kvwattd.holdbacks import HoldBacks
+from kvwattd.instance_parts import ModelSlot, Override, Recorded
 from kvwattd.latency_monitor import LatencyMonitor
 from kvwattd.ledger.holding import HoldoutRun
 from kvwattd.observation import Observation
@@ -28,6 +28,8 @@ from kvwattd.savings import Savings
 from kvwattd.telemetry.energy_counter import EnergyReading, new_doubts
 from kvwattd.telemetry.gpu import GpuInfo
 
+__all__ = ["GPU_STALE_S", "InstanceRuntime", "ModelSlot", "Override", "Recorded"]
+
 log = logging.getLogger(__name__)
 
 RECOVER_S = 1.0  # how long everything must be trusted before control resumes
@@ -35,32 +37,6 @@ RECOVER_S = 1.0  # how long everything must be trusted before control resumes
 ACTUATION_RETRY_S, ACTUATION_RETRY_MAX_S = 5.0, 60.0
 GPU_STALE_S = 2.0
 DECISIONS_KEPT, LEAST_DECISIONS_KEPT = 512, 32
-
-
-@dataclass(frozen=True, slots=True)
-class Override:
-    """A clock by hand until a moment; None holds driver default."""
-
-    clock_mhz: int | None
-    until_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """A decision as it is shown: with its regime and whether it reached the GPUs."""
-
-    decision: Decision
-    regime: Regime
-    applied: bool
-
-
-@dataclass
-class ModelSlot:
-    """The compiled model of this instance, or why there is none."""
-
-    compiled: CompiledModel | None = None
-    missing: str | None = "no model loaded yet"
-    refused: bool = False
 
 
 @dataclass
