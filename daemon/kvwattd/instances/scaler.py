@@ -179,25 +179,26 @@ class Scaler:
             await self._save()
 
     async def _look(self) -> dict[str, Sight]:
-        """One look at everything at once, each part under the deadline of a look."""
+        """One look at everything, each part under the deadline of a look.
+
+        An engine that is being stopped is left alone: a question that its API server hands on to an engine
+        that has ended is never answered, and vLLM's shutdown waits for it without end (seen with 0.32).
+        """
         at_s = self._now()
-        names = list(self._records)
-        waiting = (self._in_time(self._probe.look(name), Look(healthy=False), "probe") for name in names)
         nothing: Mapping[str, BackendState] = {}
-        states, admitted, looks = await asyncio.gather(
+        states, admitted = await asyncio.gather(
             self._in_time(self._backend.states(), nothing, "backend"),
             self._in_time(self._router.admitted(), None, "router"),
-            asyncio.gather(*waiting),
         )
-        return {
-            name: Sight(
-                at_s,
-                look,
-                states.get(name, BackendState.UNKNOWN),
-                self._in_router(look) if admitted is None else name in admitted,
-            )
-            for name, look in zip(names, looks, strict=True)
-        }
+        names = [name for name in self._records if states.get(name) is not BackendState.STOPPING]
+        waiting = (self._in_time(self._probe.look(name), Look(healthy=False), "probe") for name in names)
+        looks = dict(zip(names, await asyncio.gather(*waiting), strict=True))
+        sights = {}
+        for name in self._records:
+            look = looks.get(name, Look(healthy=False))
+            in_router = self._in_router(look) if admitted is None else name in admitted
+            sights[name] = Sight(at_s, look, states.get(name, BackendState.UNKNOWN), in_router)
+        return sights
 
     def _in_router(self, look: Look) -> bool | None:
         """Of a router that cannot be asked; in shadow mode what serves is taken to get requests."""
@@ -252,9 +253,7 @@ class Scaler:
     async def _move(self, sights: Mapping[str, Sight]) -> None:
         """One call per member; withdrawals of what sleeps before anything else."""
         moves = {
-            name: self._move_of(name, sight)
-            for name, sight in sights.items()
-            if name not in self._moving
+            name: self._move_of(name, sight) for name, sight in sights.items() if name not in self._moving
         }
         urgent = {n for n, m in moves.items() if m is Move.WITHDRAW and sights[n].asleep}
         for first in (True, False):
