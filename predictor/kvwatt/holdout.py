@@ -70,12 +70,13 @@ class HoldoutParams:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A stretch of time that is held or not as a whole."""
+    """A stretch of time that is held or not as a whole. `place`: how many of its stratum came before it."""
 
     number: int
     start_s: float
     end_s: float
     stratum: int
+    place: int
     held: bool
 
 
@@ -109,11 +110,17 @@ class Draws:
     def next(self, start_s: float, load: float) -> Slot:
         """The slot that begins at `start_s`, after one whose load was `load`."""
         stratum, size = self._strata.place(load), self._params.block
-        block, place = divmod(self._seen[stratum], size) if size else (0, 0)
-        held = size > 0 and place == drawn(self._seed, stratum, block, size)
+        place = self._seen[stratum]
+        held = size > 0 and is_drawn(self._seed, stratum, place, size)
         self._seen[stratum] += 1
         self._number += 1
-        return Slot(self._number, start_s, start_s + self._params.window_s, stratum, held)
+        return Slot(self._number, start_s, start_s + self._params.window_s, stratum, place, held)
+
+
+def is_drawn(seed: bytes, stratum: int, place: int, size: int) -> bool:
+    """Whether the slot at this place of its stratum is the one of its block that is held."""
+    block, within = divmod(place, size)
+    return within == drawn(seed, stratum, block, size)
 
 
 def drawn(seed: bytes, stratum: int, block: int, size: int) -> int:

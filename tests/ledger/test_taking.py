@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from kvwatt.holdout import HELD, Arm
 from kvwattd.config import Mode
 from kvwattd.instance import Override
 from kvwattd.ledger import proof
+from kvwattd.ledger.day import FILE_NAME
 from kvwattd.ledger.entry import Entry
+from kvwattd.ledger.reading import runs
 from kvwattd.regime import Regime
 
 SPAN_S = 900.0
@@ -69,6 +72,17 @@ def test_windows_run_at_default_and_the_rest_below(played: tuple[World, list[Ent
     in_control = proof.controlled(rows)
     assert sum(r.clock_mhz_ms for r in in_control) < 0.8 * top * sum(r.time_ms for r in in_control)
     assert all(r.slot > 0 for r in rows if r.arm in HELD)
+
+
+def test_anybody_can_draw_the_windows_again(played: tuple[World, list[Entry]]) -> None:
+    """From the seed in the ledger; a window that was chosen otherwise is found out."""
+    world, rows = played
+    began = runs(world.folder / FILE_NAME)
+    count = len(proof.windows_of(rows))
+    assert proof.drawn_by_seed(rows, began) == (count, count)
+    cheated = [replace(r, place=r.place + 1) if r.arm is Arm.DEFAULT else r for r in rows]
+    assert proof.drawn_by_seed(cheated, began)[0] < count
+    assert proof.drawn_by_seed(rows, []) == (0, count)
 
 
 def test_windows_and_model_tell_the_same_saving(played: tuple[World, list[Entry]]) -> None:

@@ -105,12 +105,12 @@ def _cost(cost: CostConfig, told: dict[str, float | Path | None]) -> CostConfig:
 def _made(
     path: Path, from_ms: int, to_ms: int, instances: list[str], cost: CostConfig
 ) -> tuple[Report, list[Entry]]:
-    from kvwattd.ledger.reading import LedgerUnreadableError, read
+    from kvwattd.ledger.reading import LedgerUnreadableError, read, runs
     from kvwattd.money import CostFileError, load_rates
     from kvwattd.report.figures import make
 
     try:
-        rows = read(path, from_ms, to_ms, instances)
+        rows, began = read(path, from_ms, to_ms, instances), runs(path)
         rates = load_rates(cost)
     except LedgerUnreadableError as error:
         refuse("report", error, "see that `kvwatt run` keeps a ledger ([ledger] enabled), or give --db", 1)
@@ -118,7 +118,7 @@ def _made(
         refuse("report", error, "mend the file, or leave it out")
     if not rows:
         refuse("report", f"{path}: nothing in this range", "choose another --from and --to", 1)
-    return make(rows, from_ms, to_ms, rates), rows
+    return make(rows, from_ms, to_ms, rates, began), rows
 
 
 def _write(html: Path, found: Report, rows: list[Entry]) -> None:

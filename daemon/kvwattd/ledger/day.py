@@ -14,6 +14,7 @@ from kvwattd.instance import InstanceRuntime
 from kvwattd.ledger.compaction import DAY_MS, Keep
 from kvwattd.ledger.config import HoldoutConfig, LedgerConfig
 from kvwattd.ledger.holding import HoldoutRun
+from kvwattd.ledger.proof import seed_of
 from kvwattd.ledger.taking import Taking
 from kvwattd.ledger.writer import LedgerWriter, WriterStatus
 from kvwattd.version import kvwatt_version
@@ -92,7 +93,7 @@ class Ledger:
         taking = self._takings.get(run.name)
         if taking is None or taking.run is not run:
             self.forget(run.name)
-            run.holdout = HoldoutRun(self._params, self._seed + run.name.encode(), run.name)
+            run.holdout = HoldoutRun(self._params, seed_of(self._seed, run.name), run.name)
             taking = Taking(run, self._run_id, self._config.interval_s, self._writer.put)
             self._takings[run.name] = taking
         return taking

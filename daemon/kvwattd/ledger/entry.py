@@ -44,6 +44,7 @@ class Entry:
     stratum: int = NO_STRATUM
     run: int = 0  # the daemon's start in which it was drawn; 0: of several
     slot: int = 0
+    place: int = 0  # of the slot within its stratum
     gpus: int = 0
     clock_min_mhz: int = 0
     clock_max_mhz: int = 0

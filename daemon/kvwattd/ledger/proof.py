@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvwatt.attainment import Attained
-from kvwatt.holdout import Arm
+from kvwatt.holdout import Arm, HoldoutParams, is_drawn
 from kvwatt.savings_stats import LEVEL, Estimate, SloCost, Window, Work, estimate, slo_cost
 from kvwatt.state import Metric
 from kvwattd.ledger.entry import Entry
+from kvwattd.ledger.schema import Run
 
 ALARM_LEVEL = 0.99  # checked every hour over a week: at 95 % an honest model would be accused every few weeks
 KNOWN = 0.99  # of the time, that a clock must have been judged to be compared
@@ -70,13 +73,33 @@ def energy_j(rows: Iterable[Entry]) -> float:
     return sum(row.energy_mj for row in rows) / 1e3
 
 
-def windows_of(rows: Iterable[Entry]) -> dict[tuple[int, int], list[Entry]]:
-    """Rows measured at default, by run and slot."""
-    found: dict[tuple[int, int], list[Entry]] = {}
+def windows_of(rows: Iterable[Entry]) -> dict[tuple[str, int, int], list[Entry]]:
+    """Rows measured at default, by instance, run and slot."""
+    found: dict[tuple[str, int, int], list[Entry]] = {}
     for row in rows:
         if row.arm is Arm.DEFAULT:
-            found.setdefault((row.run, row.slot), []).append(row)
+            found.setdefault((row.instance, row.run, row.slot), []).append(row)
     return found
+
+
+def drawn_by_seed(rows: Iterable[Entry], runs: Iterable[Run]) -> tuple[int, int]:
+    """Windows that the seed of their run draws, drawn again; and all windows."""
+    seeds: dict[int, tuple[bytes, int]] = {}
+    for start_ms, _, seed, told in runs:
+        with contextlib.suppress(ValueError, TypeError):  # of a damaged file, or of another version
+            seeds[start_ms] = bytes.fromhex(seed), HoldoutParams(**json.loads(told)).block
+    found = windows_of(rows).values()
+    ours = 0
+    for first, *_ in found:
+        seed_bytes, block = seeds.get(first.run, (b"", 0))
+        own = seed_of(seed_bytes, first.instance)
+        ours += block > 0 and is_drawn(own, first.stratum, first.place, block)
+    return ours, len(found)
+
+
+def seed_of(seed: bytes, instance: str) -> bytes:
+    """Each instance draws from a seed of its own."""
+    return seed + instance.encode()
 
 
 def controlled(rows: Iterable[Entry]) -> list[Entry]:

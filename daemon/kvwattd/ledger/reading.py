@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kvwatt.holdout import Arm
 from kvwattd.ledger.entry import SUMS, Entry, Level, entry_from
-from kvwattd.ledger.schema import MIGRATIONS, SELECT, NewerFileError
+from kvwattd.ledger.schema import MIGRATIONS, SELECT, SELECT_RUNS, NewerFileError, Run
 
 BUSY_S = 5.0
 
@@ -36,6 +36,21 @@ def read(path: Path, from_ms: int, to_ms: int, instances: Iterable[str] = ()) ->
         connection.close()
     wanted = set(instances)
     return [row for row in rows if not wanted or row.instance in wanted]
+
+
+def runs(path: Path) -> list[Run]:
+    """Starts of the daemon, with what each drew its windows from. Raises LedgerUnreadableError."""
+    try:
+        connection = _open(path)
+        try:
+            return [
+                (int(at), str(v), str(seed), str(told))
+                for at, v, seed, told in connection.execute(SELECT_RUNS)
+            ]
+        finally:
+            connection.close()
+    except (sqlite3.Error, ValueError) as error:
+        raise LedgerUnreadableError(f"{path}: {error}") from error
 
 
 def entries(connection: sqlite3.Connection, from_ms: int, to_ms: int) -> list[Entry]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from kvwattd.ledger.entry import NAMES
 
+Run = tuple[int, str, str, str]  # start in ms, version, seed, parameters of the holdout
 APPLICATION_ID = 0x6B767774  # "kvwt"
 
 _FIRST = """
@@ -21,7 +22,7 @@ CREATE TABLE entries (
     id INTEGER PRIMARY KEY,
     instance TEXT NOT NULL, start_ms INTEGER NOT NULL, end_ms INTEGER NOT NULL, level INTEGER NOT NULL,
     mode TEXT NOT NULL, arm TEXT NOT NULL, stratum INTEGER NOT NULL, run INTEGER NOT NULL,
-    slot INTEGER NOT NULL, gpus INTEGER NOT NULL, clock_min_mhz INTEGER NOT NULL,
+    slot INTEGER NOT NULL, place INTEGER NOT NULL, gpus INTEGER NOT NULL, clock_min_mhz INTEGER NOT NULL,
     clock_max_mhz INTEGER NOT NULL, time_ms INTEGER NOT NULL, energy_mj INTEGER NOT NULL,
     estimated_mj INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, generation_tokens INTEGER NOT NULL,
     requests INTEGER NOT NULL, ttft_met INTEGER NOT NULL, ttft_seen INTEGER NOT NULL,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kvwattd.ledger.entry import Entry, entry_from, values
-from kvwattd.ledger.schema import BEGIN_RUN, INSERT, SELECT, SELECT_RUNS, migrate
+from kvwattd.ledger.schema import BEGIN_RUN, INSERT, SELECT, SELECT_RUNS, Run, migrate
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +21,6 @@ ASIDE_KEPT = 3
 BUSY_S = 5.0
 WAL_LIMIT_BYTES = 4 << 20
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-
-
-Run = tuple[int, str, str, str]  # start in ms, version, seed, parameters of the holdout
 
 
 def damaged(error: sqlite3.Error) -> bool:

@@ -27,7 +27,7 @@ CLOCKS_JUDGED = 8
 LONGEST_S = 3.0  # between two readings of the GPUs
 MEASURED = frozenset({Arm.CONTROLLED, Arm.DEFAULT})
 IN_CONTROL = frozenset({Arm.CONTROLLED, Arm.SETTLING})
-Kind = tuple[Mode, Arm, int, int]
+Kind = tuple[Mode, Arm, int, int, int]  # mode, arm; stratum, number and place of a held slot
 
 
 class Taking:
@@ -67,7 +67,7 @@ class Taking:
         self._last_s = now_s
         new = self._kind_now(mode)
         # What lies across a change belongs to the side that is not measured; nobody looked at a gap.
-        across = (mode, Arm.NONE, NO_STRATUM, 0) if dt_s > LONGEST_S else new
+        across = (mode, Arm.NONE, NO_STRATUM, 0, 0) if dt_s > LONGEST_S else new
         if self._kind not in (None, across) and across[1] not in MEASURED:
             self.close(wall_s - dt_s)
             self._open(across, now_s - dt_s, wall_s - dt_s)
@@ -92,13 +92,10 @@ class Taking:
 
     def _kind_now(self, mode: Mode) -> Kind:
         holdout = self.run.holdout
-        slot = holdout.slot if holdout.arm in HELD else None
-        return (
-            mode,
-            holdout.arm,
-            slot.stratum if slot is not None else NO_STRATUM,
-            slot.number if slot is not None else 0,
-        )
+        slot = holdout.slot
+        if slot is None or holdout.arm not in HELD:
+            return mode, holdout.arm, NO_STRATUM, 0, 0
+        return mode, holdout.arm, slot.stratum, slot.number, slot.place
 
     def _add(self, dt_s: float) -> None:
         """Fold in what was used since the reading before, under what has been in force since."""
@@ -131,7 +128,7 @@ class Taking:
 
     def _entry(self, kind: Kind, wall_s: float) -> Entry:
         sums, whole = self._sums, self._whole
-        mode, arm, stratum, slot = kind
+        mode, arm, stratum, slot, place = kind
         prompt, generation, requests = self._tokens.take()
         judged = self._at_clocks(prompt, generation)
         time_ms = whole("time", 1e3 * sums.time_s)
@@ -147,6 +144,7 @@ class Taking:
             stratum=stratum,
             run=self._run_id,
             slot=slot,
+            place=place,
             gpus=len(self.run.gpus),
             clock_min_mhz=sums.clock_min_mhz,
             clock_max_mhz=sums.clock_max_mhz,

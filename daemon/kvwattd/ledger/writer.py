@@ -20,8 +20,8 @@ from kvwattd.ledger.compaction import DAY_MS, Keep, compact
 from kvwattd.ledger.entry import Entry
 from kvwattd.ledger.proof import Agreement, agreements
 from kvwattd.ledger.reading import summed
-from kvwattd.ledger.schema import NewerFileError
-from kvwattd.ledger.store import Run, Store, damaged
+from kvwattd.ledger.schema import NewerFileError, Run
+from kvwattd.ledger.store import Store, damaged
 
 log = logging.getLogger(__name__)
 

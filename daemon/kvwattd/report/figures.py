@@ -11,6 +11,7 @@ from kvwatt.savings_stats import LEVEL, SloCost
 from kvwattd.config import Mode
 from kvwattd.ledger import proof
 from kvwattd.ledger.entry import Entry
+from kvwattd.ledger.schema import Run
 from kvwattd.money import Bill, Rates, bill
 
 AT_DEFAULT = "driver default, measured in windows drawn at random"
@@ -84,16 +85,19 @@ class Report:
     level: float
     total: Figures
     instances: tuple[Figures, ...]
+    windows: int = 0
+    windows_drawn: int = 0  # of them, those that the seed kept in the ledger draws
     baseline_scale: Mapping[str, float] = field(default_factory=dict)  # measured over modelled work
 
 
-def make(rows: Sequence[Entry], from_ms: int, to_ms: int, rates: Rates) -> Report:
+def make(rows: Sequence[Entry], from_ms: int, to_ms: int, rates: Rates, runs: Iterable[Run] = ()) -> Report:
     """Of rows in [from_ms, to_ms)."""
     own = proof.by_instance(rows)
     instances = tuple(_figures(name, some, rates) for name, some in sorted(own.items()))
     total = instances[0] if len(instances) == 1 else _total(rows, instances, rates)
     scale = {name: scale for name, some in own.items() if (scale := _scale(some)) is not None}
-    return Report(from_ms, to_ms, rates.currency, LEVEL, total, instances, scale)
+    drawn, windows = proof.drawn_by_seed(rows, runs)
+    return Report(from_ms, to_ms, rates.currency, LEVEL, total, instances, windows, drawn, scale)
 
 
 def _figures(name: str, rows: Sequence[Entry], rates: Rates) -> Figures:
@@ -212,7 +216,7 @@ def _modelled(active: Sequence[Entry]) -> list[Saving]:
         return []
     baseline_j = sum(row.default_mj for row in active) / 1e3
     saved_j = baseline_j - proof.energy_j(active)
-    return [Saving(BY_MODEL, baseline_j, saved_j, None, None, "a model's figure: it has no interval")]
+    return [Saving(BY_MODEL, baseline_j, saved_j, None, None, "a model's figure")]
 
 
 def _against_fixed(active: Sequence[Entry], best: proof.BestFixed) -> Saving:

@@ -49,8 +49,7 @@ def _page(report: Report, parts: Sequence[str]) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{tables}"
-        f"<p>Intervals are of {report.level:.0%}. Energy is that of the GPUs, from their counters where "
-        "nothing else is said.</p>"
+        f"<p>{escape(words.notes(report))}</p>"
         f"{''.join(parts)}</body></html>\n"
     )
 

@@ -15,8 +15,7 @@ def screen(report: Report) -> Group:
     parts = [_table(report.total, report, "all instances" if len(report.instances) > 1 else "")]
     if len(report.instances) > 1:
         parts += [_table(one, report, one.name) for one in report.instances]
-    note = f"Intervals are of {report.level:.0%}. Energy is that of the GPUs."
-    return Group(*parts, Text(note, style="dim"))
+    return Group(*parts, Text(words.notes(report), style="dim"))
 
 
 def _table(figures: Figures, report: Report, name: str) -> Table:

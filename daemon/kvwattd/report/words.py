@@ -12,11 +12,15 @@ UNKNOWN = "–"
 
 
 def energy(joules: float) -> str:
-    """In the unit that reads best."""
-    for limit, scale, unit in ((1e4, 1.0, "J"), (1e7, 1e3, "kJ"), (3.6e8, J_PER_KWH, "kWh")):
-        if abs(joules) < limit:
-            return f"{joules / scale:.3g} {unit}"
-    return f"{joules / J_PER_KWH:,.0f} kWh" if abs(joules) >= 3.6e9 else f"{joules / J_PER_KWH:.1f} kWh"
+    """In the unit that reads best, to about three figures."""
+    size = abs(joules)
+    if size < 1e4:
+        return f"{joules:,.0f} J"
+    if size < 0.1 * J_PER_KWH:
+        return f"{joules / 1e3:,.0f} kJ"
+    kwh = joules / J_PER_KWH
+    digits = 3 if abs(kwh) < 1 else 2 if abs(kwh) < 10 else 1 if abs(kwh) < 1000 else 0
+    return f"{kwh:,.{digits}f} kWh"
 
 
 def moment(ms: int) -> str:
@@ -72,6 +76,14 @@ def money(found: Bill | None, currency: str) -> str:
 def shares(parts: dict[str, float]) -> str:
     total = sum(parts.values()) or 1.0
     return ", ".join(f"{name} {value / total:.1%}" for name, value in parts.items()) or UNKNOWN
+
+
+def notes(report: Report) -> str:
+    """What holds for all figures."""
+    told = f"Intervals are of {report.level:.0%}. Energy is that of the GPUs."
+    if report.windows:
+        told += f" Of {report.windows} windows the seed in the ledger draws {report.windows_drawn}."
+    return told
 
 
 def lines(figures: Figures, report: Report) -> list[tuple[str, str]]:
