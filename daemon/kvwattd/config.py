@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from kvwatt.state import Slo, SloTarget
 from kvwattd.config_checks import cross_problems
 from kvwattd.config_errors import ConfigError, ConfigProblem, nearest_hint, problems_from
-from kvwattd.config_pool import Argv, PoolConfig, Word, WorkloadName
+from kvwattd.config_pool import Argv, PoolConfig, Server, WorkloadName
 from kvwattd.config_values import (
     BaseUrl,
     Count,
@@ -168,7 +168,7 @@ class InstanceConfig(_Section):
     max_num_batched_tokens: Count = 2048
     kind: InstanceName | None = None
     command: Argv | None = None
-    server: Word | None = None
+    server: Server | None = None
     workload: WorkloadName | None = None
     slo: SloConfig = SloConfig()
 

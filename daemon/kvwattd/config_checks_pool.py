@@ -58,8 +58,10 @@ def _router_problems(config: Config) -> Iterable[ConfigProblem]:
         )
     if pool.router is RouterName.HOOKS:
         for name in ("admit", "withdraw"):
-            if getattr(pool.hooks, name) is None:
-                yield ConfigProblem(f"pool.hooks.{name}", "nothing", "a command, program and arguments")
+            command = getattr(pool.hooks, name)
+            if command is None or not any("{member}" in word for word in command):
+                accepted = "a command, program and arguments, with {member} for the instance's name"
+                yield ConfigProblem(f"pool.hooks.{name}", command or "nothing", accepted)
 
 
 def _member_problems(config: Config) -> Iterable[ConfigProblem]:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kvwattd.config_values import Count, Seconds, SecondsOrNever, Share, SocketPath, Watts
 
-Word = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^\S+$")]
+Word = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9_.:@/-]+$")]
+Server = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9_.:-]+$")]
 Argv = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
@@ -55,7 +56,7 @@ class HaproxyConfig(_Section):
 
     sockets: Sockets = ()
     masters: Sockets = ()
-    backend: Word = "vllm"
+    backend: Server = "vllm"
 
 
 class HttpSdConfig(_Section):

@@ -45,6 +45,8 @@ def test_without_a_word_there_is_no_pool() -> None:
         (with_pool(router="nginx"), "pool.router", "'none', 'haproxy', 'http-sd' or 'hooks'"),
         (with_pool(router="haproxy"), "pool.haproxy.sockets", "runtime sockets"),
         (with_pool(router="hooks", hooks={"admit": ["x"]}), "pool.hooks.withdraw", "a command"),
+        (with_pool(router="hooks", hooks={"admit": ["x"]}), "pool.hooks.admit", "{member}"),
+        (with_instance(0, server="two words"), "instance[0].server", "pattern"),
         (with_pool(backend="kubernetes"), "instance[0].workload", "StatefulSet/vllm"),
         (with_pool(backend="kubernetes", rest="sleep"), "pool.rest", '"stop"'),
         (with_pool(drain_then="kill"), "pool.drain_then", "'keep-waiting', 'undrain' or 'stop-anyway'"),

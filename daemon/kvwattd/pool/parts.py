@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,6 +23,8 @@ from kvwattd.instances.router import NoRouter, Router
 from kvwattd.instances.scaler_params import OnDeadline
 from kvwattd.instances.systemd import SystemdBackend
 from kvwattd.instances.vllm_sleep import SleepBackend, SleepParams
+
+log = logging.getLogger(__name__)
 
 
 class Late:
@@ -71,6 +75,8 @@ def _starter(config: Config, placement: Late) -> Backend:
         units = SystemdBackend(names, place=placement.place)
         placement.over(config, units)
         return units
+    if "INVOCATION_ID" in os.environ:
+        log.warning('pool: backend "process" under systemd: instances share its sandbox and end with it')
     folder = config.daemon.state_dir / "instances"
     launches = {item.name: Launch(item.command or ()) for item in config.instances}
     limits = StopLimits(pool.stop_timeout_s, pool.kill_after_s)
