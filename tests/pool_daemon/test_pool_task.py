@@ -157,8 +157,11 @@ async def test_only_a_sleeping_engine_is_held_low(status: str, mode: Mode, held_
 async def test_a_fault_of_ours_is_told_and_tried_again() -> None:
     """An exception in one step ends neither the task nor the daemon."""
     bench = Bench()
+    await bench.period()
+    assert bench.runs["b"].resting is not None
     bench.scaler.broken = RuntimeError("a bug")
     await bench.pool._guarded(bench.pool.step)
+    assert bench.runs["b"].resting is None
     assert bench.pool.fault is not None and "a bug" in bench.pool.fault
     bench.scaler.broken = None
     bench.put(a="ready")

@@ -141,6 +141,8 @@ class Pool:
         except Exception as error:
             log.exception("pool: %s", error)
             self.fault = f"an internal error: {error}"
+            for run in self._runs.values():  # nobody rests for certain any more
+                run.unpark()
 
     async def step(self) -> None:
         """Move on what can move, and expect of every engine what its status says."""
