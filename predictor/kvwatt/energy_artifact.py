@@ -75,7 +75,7 @@ def _law_values(law: WorkLaw | None) -> dict[str, Any] | None:
     if law is None:
         return None
     lists = {name: list(getattr(law, name)) for name in ("scale", "watts", "usual")}
-    return {"reference_mhz": law.reference_mhz, **lists}
+    return {"reference_mhz": law.reference_mhz, "gpus": law.gpus, **lists}
 
 
 def _law(data: object) -> WorkLaw | None:
@@ -84,4 +84,4 @@ def _law(data: object) -> WorkLaw | None:
     if not isinstance(data, dict):
         raise ManifestError("law", f"must be an object or null, got {type(data).__name__}")
     lists = [numbers(data, name, WORK_TERMS) for name in ("scale", "watts", "usual")]
-    return WorkLaw(number(data, "reference_mhz"), *lists)
+    return WorkLaw(number(data, "reference_mhz"), lists[0], lists[1], lists[2], number(data, "gpus"))

@@ -5,12 +5,12 @@ steps   of all steps, ch carry a chunk of c prompt tokens, the others only decod
         P      = [(n - ch) T P|decode + ch T P|mixed] / max(busy, 1) + (1 - busy)+ P_idle(f)
         T and P are the step model's: it works from a shipped card, before anything was measured here.
 
-work    P = w0 + w1 x + (w2 + w3 x^3) u + sum over kinds of work of (a_k + b_k x^2) rate_k,   all >= 0
-        x = clock / reference, u = utilization; x^2 stands for the voltage squared. Kinds: steps, prompt
-        tokens, output tokens, KV tokens read, FLOPs, bytes. Fitted to windows; needs no profile.
+work    P = tp (w0 + w1 x + (w2 + w3 x^3) u) + sum over kinds of work of (a_k + b_k x^2) rate_k
+        x = clock / reference, u = utilization; x^2 stands for the voltage squared; all prices >= 0.
+        Kinds: steps, prompt tokens, output tokens, KV tokens read, FLOPs, bytes. Fitted to windows.
 
-    both    the second law with the first one's watts as one more column: as good as the better of the two on
-            every simulated GPU, and from sixty windows on (docs/energy-model.md)
+both    the second law with the first one's watts as one more column: about as good as the better of the two
+        on every simulated GPU, and from sixty windows on (docs/energy-model.md)
 """
 
 from __future__ import annotations
@@ -98,30 +98,32 @@ class WorkLaw:
     scale: tuple[float, ...]
     watts: tuple[float, ...]  # per column, >= 0
     usual: tuple[float, ...]  # what stands for a column that is not known: its mean in training
+    gpus: float = 1.0  # where tp is not known
 
     def __post_init__(self) -> None:
         for name in ("scale", "watts", "usual"):
             values = np.asarray(getattr(self, name))
             if values.shape != (WORK_TERMS,) or not np.all(np.isfinite(values)) or np.any(values < 0):
                 raise ValueError(f"work law: {name} needs {WORK_TERMS} finite non-negative numbers")
-        if not (self.reference_mhz > 0 and min(self.scale) > 0):
-            raise ValueError("work law: reference_mhz and scale must be positive")
+        if not (self.reference_mhz > 0 and min(self.scale) > 0 and self.gpus > 0):
+            raise ValueError("work law: reference_mhz, gpus and scale must be positive")
 
     def power_w(self, windows: Windows, step_w: Floats | None = None) -> Floats:
         """Mean watts of each window, (n,); `step_w`: those of the step model, where it is a column."""
-        columns = work_columns(windows, self.reference_mhz, step_w) / np.array(self.scale)
+        columns = work_columns(windows, self.reference_mhz, self.gpus, step_w) / np.array(self.scale)
         columns = np.where(np.isfinite(columns), columns, np.array(self.usual))
         return np.asarray(columns @ np.array(self.watts))
 
 
-def work_columns(windows: Windows, reference_mhz: float, step_w: Floats | None) -> Floats:
-    """The columns of the work law, (n, WORK_TERMS); NaN where a factor is not known."""
+def work_columns(windows: Windows, reference_mhz: float, gpus: float, step_w: Floats | None) -> Floats:
+    """The columns of the work law, (n, WORK_TERMS); NaN where a factor is not known, `gpus` for tp."""
     x = windows.column("clock_mhz") / reference_mhz
     busy, load = windows.column("utilization"), load_of(windows)
     reads = load.kv_tokens * load.steps_per_s
     rates = [windows.column(name) for name in ("steps_per_s", "prompt_tokens_per_s", "output_tokens_per_s")]
     rates += [reads, windows.column("flops_per_s"), windows.column("bytes_per_s")]
-    terms = [np.ones(len(windows)), x, busy, busy * x**3]
+    tp = np.nan_to_num(windows.column("tp"), nan=gpus)  # each GPU draws its own resting power
+    terms = [tp, tp * x, tp * busy, tp * busy * x**3]
     for rate in rates:
         terms += [rate, rate * x**2]
     terms.append(np.full(len(windows), np.nan) if step_w is None else step_w)

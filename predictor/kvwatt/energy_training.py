@@ -81,7 +81,9 @@ def fit_work_law(windows: Windows, watts: Floats, step: StepEnergy | None = None
 
     clock = windows.column("clock_mhz")
     reference = float(np.nanmax(clock)) if np.isfinite(clock).any() else 1.0
-    columns = work_columns(windows, reference, None if step is None else step_power_w(step, windows))
+    tp = windows.column("tp")
+    gpus = float(np.nanmean(tp)) if np.isfinite(tp).any() else 1.0
+    columns = work_columns(windows, reference, gpus, None if step is None else step_power_w(step, windows))
     known = np.isfinite(columns)
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, columns, 0.0).sum(axis=0) / count
@@ -89,7 +91,7 @@ def fit_work_law(windows: Windows, watts: Floats, step: StepEnergy | None = None
     usual = mean / scale
     filled = np.where(known, columns / scale, usual)
     prices, _ = nnls(filled / watts[:, None], np.ones(len(watts)))
-    return WorkLaw(reference, _floats(scale), _floats(prices), _floats(usual))
+    return WorkLaw(reference, _floats(scale), _floats(prices), _floats(usual), gpus)
 
 
 def _floats(values: Floats) -> tuple[float, ...]:
