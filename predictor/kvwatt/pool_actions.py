@@ -73,6 +73,26 @@ class Crew:
             m for m in self.members if (m.status in COMING and m.name not in late) or self.triable(m)
         )
 
+    def reach(self) -> dict[str, int]:
+        """How many more of each kind, each by itself, could begin to come now: their GPUs are free, or held
+        by members that only sleep."""
+        firm = [m for m in self.members if m.status in HOLDING and m.status is not MemberStatus.ASLEEP]
+        return {kind: self._reach_of(kind, firm) for kind in {m.kind for m in self.members}}
+
+    def _reach_of(self, kind: str, firm: Sequence[Member]) -> int:
+        names = frozenset[str]().union(*(m.gpus for m in firm))
+        used = sum(self.kinds[m.kind].gpus for m in firm)
+        found = 0
+        for member in self.members:
+            if member.kind != kind or not self.triable(member):
+                continue
+            size = self.kinds[kind].gpus
+            back = member.status is MemberStatus.DRAINING  # has its GPUs already
+            if back or (not member.gpus & names and used + size <= self.gpus):
+                found += 1
+                names, used = names | member.gpus, used + (0 if back else size)
+        return found
+
     def lead_s(self) -> float:
         """Seconds until one more could serve: the quickest way there is now."""
         ways = [_lead_s(m, self.kinds[m.kind]) for m in self.members if self.triable(m)]

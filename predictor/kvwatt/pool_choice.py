@@ -106,7 +106,7 @@ def gpus_of(members: Sequence[Member], kinds: Mapping[str, EngineKind], params: 
 
 def _allowed(row: tuple[int, ...], kinds: tuple[EngineKind, ...], gpus: int, params: PoolParams) -> bool:
     held = sum(n * kind.gpus for n, kind in zip(row, kinds, strict=True))
-    return params.minimum <= sum(row) <= params.maximum and held <= gpus
+    return sum(row) <= params.maximum and held <= gpus
 
 
 def _parked(

@@ -146,12 +146,17 @@ def _wish(state: PoolState, crew: Crew, memory: PlanMemory) -> _Wish:
     if not state.telemetry_ok:
         return _blind(options, here, crew, memory)
     rates = _Rates.of(state, crew)
-    legal = options.counts.sum(axis=1)
-    legal_count = (legal >= min(crew.params.minimum, int(legal.max()))) & (legal <= crew.params.maximum)
-    enough = legal_count & (options.capacity_per_s >= rates.soon)
+    total = options.counts.sum(axis=1)
+    reach = crew.reach()
+    more = np.maximum(options.counts - options.counts[here], 0)
+    near = (more <= np.array([reach.get(kind.name, 0) for kind in options.kinds])).all(axis=1)
+    near &= total <= crew.params.maximum
+    least = min(crew.params.minimum, int(total[near].max(initial=0)))  # as many as can be had
+    legal = near & (total >= least)
+    enough = legal & (options.capacity_per_s >= rates.soon)
     if not enough[here]:
-        return _more(options, here, rates, enough, legal_count, crew)
-    return _perhaps_less(options, here, rates, legal_count, crew, memory)
+        return _more(options, here, rates, enough, legal, crew)
+    return _perhaps_less(options, here, rates, legal, crew, memory)
 
 
 def _blind(options: Choices, here: int, crew: Crew, memory: PlanMemory) -> _Wish:

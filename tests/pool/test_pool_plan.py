@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pool_world import World, kind, members
 
+from kvwatt.capacity_table import CapacityTable
 from kvwatt.forecast import RateLearner
 from kvwatt.pool import (
     LEGAL_FROM,
@@ -146,9 +147,9 @@ class Counted:
 def test_constant_rate_settles(ready: int) -> None:
     """At a constant rate, its counts random, the number of members changes at most once after settling."""
     changes = {}
-    for rate in np.arange(0.5, 11.6, 0.5):
+    for rate in np.arange(ready / 8.0, 11.6, 1.0):
         world = World({"l20": kind()}, PoolParams(1, 4), Counted(float(rate), 100), members(4, ready))
-        world.run(3600.0)
+        world.run(2700.0)
         changes[float(rate)] = world.changes(900.0)
     assert max(changes.values()) <= 1, changes
 
@@ -203,6 +204,44 @@ def test_new_kind_serves_before_the_old_leaves() -> None:
     world.run(1000.0)
     assert all(sum(r.values()) >= 1 for r in world.ready_log)
     assert world.ready()["tp2"] == 1
+
+
+def test_what_has_no_free_gpus_does_not_block_what_has() -> None:
+    """Two GPUs are free but no pair: the small engine is started although the large one would be cheaper."""
+    made = {
+        "a": Member("a", "tp1", MemberStatus.READY, 0.0, gpus=frozenset({"g0"})),
+        "b": Member("b", "tp1", MemberStatus.READY, 0.0, gpus=frozenset({"g2"})),
+        "c": Member("c", "tp1", MemberStatus.STOPPED, 0.0, gpus=frozenset({"g1"})),
+        "d": Member("d", "tp2", MemberStatus.STOPPED, 0.0, gpus=frozenset({"g0", "g1"})),
+        "e": Member("e", "tp2", MemberStatus.STOPPED, 0.0, gpus=frozenset({"g2", "g3"})),
+    }
+    cheap = replace(KINDS["tp2"], points=replace_watts(KINDS["tp2"].points, 0.2))
+    state = PoolState(0.0, tuple(made.values()), RateSummary(7.0, 7.5), True)
+    actions = plan(state, {**KINDS, "tp2": cheap}, PoolParams(1, 5), PlanMemory()).actions
+    assert [(a.member, a.action) for a in actions] == [("c", ActionKind.START)]
+
+
+def replace_watts(points: CapacityTable, factor: float) -> CapacityTable:
+    return CapacityTable(points.clocks_mhz, points.rates_per_s, points.watts * factor, points.max_rates_per_s)
+
+
+def test_below_the_minimum_all_that_may_is_started() -> None:
+    """Three are wanted at least, one serves, one failed a moment ago: the third is started."""
+    made = members(3, 1)
+    made["l20-1"] = replace(made["l20-1"], status=MemberStatus.FAILED, since_s=-1.0)
+    state = PoolState(0.0, tuple(made.values()), RateSummary(0.5, 0.6), True)
+    actions = plan(state, {"l20": kind()}, PoolParams(3, 3), PlanMemory()).actions
+    assert [(a.member, a.action) for a in actions] == [("l20-2", ActionKind.START)]
+
+
+def test_a_sleeper_is_stopped_when_that_pays() -> None:
+    """At a low rate the member that left sleeps at first, and is stopped when it repays the way back."""
+    nap = kind(can_sleep=True, start_j=90_000.0)
+    deep = kind(can_sleep=True)
+    for own, end in ((nap, MemberStatus.ASLEEP), (deep, MemberStatus.STOPPED)):
+        world = World({"l20": own}, PoolParams(1, 2), lambda _: RateSummary(1.0, 1.1), members(2, 2))
+        world.run(1500.0)
+        assert world.members["l20-0"].status is end
 
 
 def test_reason_names_the_numbers() -> None:
