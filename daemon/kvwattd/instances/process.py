@@ -222,6 +222,7 @@ class ProcessBackend:
             case Todo.SETTLE_STOPPED:
                 records.clear()
             case Todo.SETTLE_FAILED:
+                self._reap()  # it may have ended since this look began
                 how = f": {self._ends.pop(member)}" if member in self._ends else ""
                 records.fail(judged.reason + how)
             case Todo.NOTHING:

@@ -216,7 +216,7 @@ class SleepBackend:
         except BackendError as error:
             problem = error.detail
         try:
-            if await api.asleep() and await api.requests() == 0:
+            if await api.fell_asleep() and await api.requests() == 0:
                 return  # also where the call was carried out and its answer got lost
             problem = problem or "a request came in while it fell asleep"
         except BackendError as error:

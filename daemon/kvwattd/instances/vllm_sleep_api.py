@@ -62,17 +62,13 @@ class SleepApi:
 
     async def weights_kept(self, otherwise: bool) -> bool:
         """Whether waking alone brings the weights back (level 1); `otherwise` where the page has no word."""
-        page = await self._page()
-        try:
-            states = {
-                series.labels.get("sleep_state", ""): number(series.name, value)
-                for series, value in samples(page)
-                if series.name == layouts.SLEEP_STATE
-            }
-        except MetricsError as error:
-            raise BackendError(Cause.FAILED, f"{self._url}/metrics: {error}") from None
-        # "awake" on a server that sleeps: it was half woken, and may have no weights.
+        states = await self._page_says()
+        # "awake" on a server that sleeps: it is only paused, or half woken and may have no weights.
         return states.get("weights_offloaded") == 1.0 if states else otherwise
+
+    async def fell_asleep(self) -> bool:
+        """Whether it sleeps, and does not only hold requests (which newer versions call sleeping too)."""
+        return await self.asleep() and (await self._page_says()).get("awake") != 1.0
 
     async def sleep(self, level: int, deadline_s: float) -> None:
         """Whoever is still in there ends first (versions that know `mode`; older ones ignore it)."""
@@ -95,6 +91,18 @@ class SleepApi:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+    async def _page_says(self) -> dict[str, float]:
+        """The gauges of its sleep state by their label; empty where the version has none."""
+        page = await self._page()
+        try:
+            return {
+                series.labels.get("sleep_state", ""): number(series.name, value)
+                for series, value in samples(page)
+                if series.name == layouts.SLEEP_STATE
+            }
+        except MetricsError as error:
+            raise BackendError(Cause.FAILED, f"{self._url}/metrics: {error}") from None
 
     async def _page(self) -> bytes:
         return (await self._ask("GET", "/metrics", self._deadline_s, None)).content

@@ -16,6 +16,7 @@ from kvwatt_sim import cards
 from kvwatt_sim.cards import Card
 from kvwatt_sim.engine import Engine
 from kvwatt_sim.server.app import build_app
+from kvwatt_sim.server.families import Layout
 from kvwatt_sim.server.gpus import GpuGroup
 from kvwatt_sim.server.options import Options, parse_args
 from kvwatt_sim.server.page import PageShape
@@ -94,7 +95,9 @@ async def _serve(
         gpus.hold_memory(os.getpid(), int(share * held_bytes))
 
     times = SleepTimes(options.sleep_s, options.wake_s, options.reload_s)
-    sleeper = Sleeper(plant, times, hold) if options.dev_mode else None
+    sleeper = (
+        Sleeper(plant, times, hold, options.metrics_layout >= Layout.V0_32) if options.dev_mode else None
+    )
     server = uvicorn.Server(
         uvicorn.Config(
             build_app(plant, Limits(options.model_name, max_model_len), sleeper),

@@ -60,10 +60,17 @@ class Rpc(BaseModel):
 
 
 class Sleeper:
-    """What is asleep, and the queue before the engine."""
+    """What is asleep, and the queue before the engine. `pause_counts`: paused is told as asleep."""
 
-    def __init__(self, plant: EnginePlant, times: SleepTimes, on_memory: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        plant: EnginePlant,
+        times: SleepTimes,
+        on_memory: Callable[[float], None],
+        pause_counts: bool = True,
+    ) -> None:
         self._plant = plant
+        self._pause_counts = pause_counts
         self._times = times
         self._on_memory = on_memory
         self._queue = asyncio.Lock()
@@ -98,7 +105,6 @@ class Sleeper:
                 self._on_memory(ASLEEP_MEMORY_SHARE if self._asleep else 1.0)
             if self.faults.wake_up is SleepFault.HALF:
                 raise HTTPException(HTTPStatus.INTERNAL_SERVER_ERROR, "out of GPU memory")
-            self._plant.page.sleep_state(asleep=False, level=0)  # vLLM's page says awake at the first tag
             if not self._asleep:
                 self._plant.wake_up()
             _lose(self.faults.wake_up)
@@ -106,7 +112,7 @@ class Sleeper:
     async def is_sleeping(self) -> bool:
         """Waits its turn behind a sleep or a wake-up."""
         async with self._queue:
-            return bool(self._asleep) or self._plant.asleep
+            return bool(self._asleep) or self._plant.asleep or (self._pause_counts and self._plant.paused)
 
     async def collective_rpc(self, method: str) -> list[None]:
         """Only `reload_weights` is known."""
