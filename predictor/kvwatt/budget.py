@@ -3,13 +3,13 @@
 A promise permits (1 - quantile) of the requests to miss. Least energy under such a constraint is the least
 of energy + price x expected misses, the price being the constraint's multiplier. Nobody knows it beforehand:
 it depends on traffic, lengths and GPU. So it is learned as multipliers are, from the constraint itself: it
-rises exponentially where more was missed than planned,
+rises exponentially where more was missed than planned, and falls where less was,
 
-    price = usual x exp(GAIN x (missed + lost - planned) / (SOFT + SPREAD x seen)), usual at least,
+    price = usual x exp(GAIN x (missed + lost - planned) / (SOFT + SPREAD x seen))
 
 with `lost` the requests inside that would miss even at the top clock, and `planned` the permitted misses
-less a reserve. It does not fall below the usual price: what was saved up in quiet hours would else be spent
-in the first busy minute.
+less a reserve. It falls little: what was saved up in quiet hours would else be spent in the first busy
+minute.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from kvwatt.state import Metric, SloTarget
 GAIN = 3.0
 SOFT_MISSES = 3.0
 SPREAD = 0.002
-MAX_LOG = 6.0
+MIN_LOG, MAX_LOG = -1.0, 6.0
 # Seconds of the clocks' whole range of power that a miss is worth to begin with.
-USUAL_S = {Metric.E2E: 2.5, Metric.TTFT: 1.0, Metric.TBT: 3.0}
+USUAL_S = {Metric.E2E: 1.5, Metric.TTFT: 1.0, Metric.TBT: 3.0}
 # Twice the usual traffic breaks TBT for many at once where the top clock has no room for it; to pay when it
 # comes is too late, so that every miss costs so many times more from the start.
 STRAIN = 12.0
@@ -69,4 +69,4 @@ class Standing:
     def price_j(self, power_range_w: float, lost: float) -> float:
         """Joules that are spent to avoid one more expected miss; never falls as more were missed."""
         log_price = GAIN * self.over(lost) / (SOFT_MISSES + SPREAD * self.seen)
-        return self.usual_s * power_range_w * math.exp(min(max(log_price, 0.0), MAX_LOG))
+        return self.usual_s * power_range_w * math.exp(min(max(log_price, MIN_LOG), MAX_LOG))

@@ -39,7 +39,7 @@ COMING_SHARES = np.array([0.5, 0.4, 0.1])
 COMING_Z = np.array([0.0, 1.28, 2.33])
 SHRINK_REQUESTS = 4.0  # the KV tokens of a request lean on what lengths say with this weight
 LEAST_CHUNK_TOKENS = 64.0
-MOST_DECODES = 128
+MOST_DECODES = 96
 TURN_S = 0.1
 TTFT_RAMP = (0.85, 1.15)  # of the limit: from certainly kept to certainly missed
 USUAL_TBT_S = 0.05  # only sizes the time in which a request to come may meet a prompt
@@ -270,7 +270,7 @@ def expected_misses(
     if slo.e2e is not None:
         left_s = kept * slo.e2e.limit_s - those.age_s[:, None] - wait.first_s - wait.stall_s
         alive = lengths.alive(those.requests, np.maximum(left_s, 0.0) / tau)
-        out[Metric.E2E] = those.weight @ np.where(left_s <= 0.0, 1.0, alive)
+        out[Metric.E2E] = those.weight @ alive  # 1 where nothing is left
     if slo.tbt is not None:
         limit_s = kept * slo.tbt.limit_s
         slack_s = limit_s * np.maximum(those.requests.produced - 1.0, 0.0) - those.decoding_s

@@ -45,7 +45,7 @@ CLOCKS_ASKED, STEPS_ASKED = 6, (0, 5)
 LOW_GRAIN = 4  # clocks; from so many at once on a clock is looked at
 WORTH_S = 10.0  # about the time a request runs: for so long a clock's power and misses are compared
 LOST_SHARE = 0.3  # of the requests that a promise is open for; with more of them lost, the fastest drain
-ADDED_SHARE = 0.05  # of the requests inside: no clock is chosen that would lose more than the top clock
+ADDED_SHARE = 0.012  # of the requests inside: no clock is chosen that would lose more than the top clock
 
 
 @dataclass(frozen=True, slots=True, eq=False)
