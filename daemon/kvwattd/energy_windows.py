@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kvwatt.energy_factors import window_row
+from kvwatt.energy_factors import FactorError, window_row
 from kvwatt.state import EngineSnapshot, GpuSample, Histogram
 from kvwatt.traffic import difference, interval, kv_capacity_tokens
 
@@ -205,7 +205,11 @@ class WindowBuilder:
             "output_mean_tokens": self._outputs.mean,
             "output_cv": self._outputs.cv,
         }
-        return ClosedWindow(at_s, window_row(duration_s, factors), energy_j)
+        try:
+            return ClosedWindow(at_s, window_row(duration_s, factors), energy_j)
+        except FactorError:  # counters that contradict each other teach nothing
+            self.dropped += 1
+            return None
 
 
 def _grown(old: float | None, new: float | None) -> float:
