@@ -34,7 +34,7 @@ TREND_LIFE_S = 300.0
 LEVEL_PENALTY, TREND_PENALTY = 0.5, 1.5  # nats by which a livelier filter must do better
 FORGET_S = 1200.0  # of how well each filter did
 HORIZONS_S = (30.0, 120.0, 480.0)  # at which past forecasts are checked
-CHECK_MEMORY = 60.0
+FIRST_CHECKS, CHECK_MEMORY = 5.0, 60.0  # the spread of the filters counts as so many at first
 LARGEST_VARIANCE = 4.0  # of the level, relative to the square of 1 + level
 
 
@@ -53,7 +53,7 @@ class RateForecast:
     level_q: FloatArray
     slope_q: FloatArray
     dispersion: float
-    scale: tuple[float, ...]  # of the spread, at HORIZONS_S
+    scale: tuple[tuple[float, ...], tuple[float, ...]]  # of the spread below and above, at HORIZONS_S
     day: FloatArray | None  # promised change of y is read from here
     day_factor: float
 
@@ -72,7 +72,7 @@ class RateForecast:
         mean, variance = self._moments(horizon_s)
         if window_s is not None:
             variance += self.dispersion / (4.0 * window_s)
-        spread = sqrt(variance) * float(np.interp(horizon_s, HORIZONS_S, self.scale))
+        spread = sqrt(variance) * float(np.interp(horizon_s, HORIZONS_S, self.scale[level > 0.5]))
         return max(mean + NormalDist().inv_cdf(level) * spread, 0.0) ** 2
 
     def _moments(self, horizon_s: float) -> tuple[float, float]:
@@ -110,7 +110,8 @@ class RateLearner:
         self._day_before = float("nan")  # what the table said of it
         self._day_xy, self._day_xx = 0.0, 0.2
         self._checks: deque[tuple[float, int, float, float, float]] = deque()
-        self._square = np.ones(len(HORIZONS_S))
+        self._square = np.ones((2, len(HORIZONS_S)))  # of errors below and above, relative to the spread
+        self._told = np.full((2, len(HORIZONS_S)), FIRST_CHECKS)
         self._checked_s = -np.inf
 
     def observe(self, start_s: float, dt_s: float, arrivals: float) -> None:
@@ -150,10 +151,14 @@ class RateLearner:
             level_q=self._level_q,
             slope_q=self._slope_q,
             dispersion=float(weight @ self._noise),
-            scale=tuple(np.sqrt(np.clip(self._square, 0.25, 9.0)).tolist()),
+            scale=self._scale(),
             day=self._day.copy() if np.isfinite(self._day).sum() > SLOTS // 2 else None,
             day_factor=self._day_factor,
         )
+
+    def _scale(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        below, above = np.sqrt(np.clip(self._square, 0.25, 9.0)).tolist()
+        return tuple(below), tuple(above)
 
     @property
     def _day_factor(self) -> float:
@@ -244,7 +249,9 @@ class RateLearner:
                 open_checks.append((due_s, i, mean, variance, dispersion))
             elif due_s > end_s - seconds:
                 square = (y - mean) ** 2 / (variance + dispersion / (4.0 * seconds))
-                self._square[i] += (min(square, 25.0) - self._square[i]) / CHECK_MEMORY
+                side = int(y > mean)
+                self._told[side, i] = min(self._told[side, i] + 1.0, CHECK_MEMORY)
+                self._square[side, i] += (min(square, 25.0) - self._square[side, i]) / self._told[side, i]
         self._checks = open_checks
 
 
