@@ -54,8 +54,8 @@ class Share:
 
     days: list[Days]
 
-    def judged(self, bias: str) -> list[Judged]:
-        return [one for some in self.days for one in judge(some, bias)]
+    def judged(self, bias: str, span: int = 1) -> list[Judged]:
+        return [one for some in self.days for one in judge(some, bias, span)]
 
     @property
     def cost(self) -> float:
@@ -96,17 +96,26 @@ def days(quick: bool, console: Console) -> list[Bar]:
 
 def _by_share(shares: dict[float, Share]) -> Table:
     table = Table(title="Share of time held at default: what it proves and what it costs")
-    names = ("share", "model", "windows a day", "contains", "half-width, % of baseline", "of saving", "cost")
+    names = (
+        "share",
+        "days",
+        "model",
+        "windows",
+        "contains",
+        "half-width, % of baseline",
+        "of saving",
+        "cost",
+    )
     for name in names:
         table.add_column(name, justify="left" if name == "model" else "right")
     for share, found in sorted(shares.items()):
-        for bias in BIASES:
-            seen = found.judged(bias)
+        for bias, span in ((bias, span) for span in (1, 7) for bias in BIASES):
+            seen = found.judged(bias, span)
             half = statistics.median(one.half_j / one.baseline_j for one in seen)
             of_saving = statistics.median(one.half_j / one.true_j for one in seen)
             windows = statistics.fmean(one.windows for one in seen)
             told = (f"{covered(seen):.1%}", f"{half:.2%}", f"{of_saving:.1%}", f"{found.cost:.2%}")
-            table.add_row(f"{share:.1%}", bias, f"{windows:.1f}", *told)
+            table.add_row(f"{share:.1%}", str(span), bias, f"{windows:.1f}", *told)
     return table
 
 

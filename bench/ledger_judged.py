@@ -135,22 +135,27 @@ def _biased(days: Days, bias: str) -> Floats:
     return np.asarray(days.model_j * (1.0 + LEVEL + SLOPE * (load_ratio - 1.0)))
 
 
-def judge(days: Days, bias: str) -> Iterator[Judged]:
-    """Every day that has an interval."""
+def judge(days: Days, bias: str, span: int = 1) -> Iterator[Judged]:
+    """Every stretch of `span` days that has an interval."""
     model_j = _biased(days, bias)
-    for day in range(len(days.used_j)):
-        in_control = days.arm[day] == ARMS.index(Arm.CONTROLLED)
-        measured = days.arm[day] == ARMS.index(Arm.DEFAULT)
-        windows = [
-            Window(_work(days, model_j, day, mask), float(days.used_j[day][mask].sum()))
-            for slot in np.unique(days.slot[day][measured])
-            if (mask := measured & (days.slot[day] == slot)).any()
-        ]
-        used_j = float(days.used_j[day][in_control].sum())
-        found = estimate(windows, _work(days, model_j, day, in_control), used_j)
+    for first in range(0, len(days.used_j) - span + 1, span):
+        windows: list[Window] = []
+        work, used_j, true_j = Work(), 0.0, 0.0
+        for day in range(first, first + span):
+            windows += _windows(days, model_j, day)
+            in_control = days.arm[day] == ARMS.index(Arm.CONTROLLED)
+            work += _work(days, model_j, day, in_control)
+            used_j += float(days.used_j[day][in_control].sum())
+            true_j += float((days.default_j[day] - days.used_j[day])[in_control].sum())
+        found = estimate(windows, work, used_j)
         if found is not None:
-            true_j = float(days.default_j[day][in_control].sum()) - used_j
             yield Judged(found.windows, found.baseline_j, found.saved_j, found.half_width_j, true_j)
+
+
+def _windows(days: Days, model_j: Floats, day: int) -> list[Window]:
+    measured = days.arm[day] == ARMS.index(Arm.DEFAULT)
+    slots = [measured & (days.slot[day] == slot) for slot in np.unique(days.slot[day][measured])]
+    return [Window(_work(days, model_j, day, rows), float(days.used_j[day][rows].sum())) for rows in slots]
 
 
 def _work(days: Days, model_j: Floats, day: int, mask: npt.NDArray[np.bool_]) -> Work:

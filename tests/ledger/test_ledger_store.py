@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -192,3 +195,59 @@ def test_a_range_and_instances_are_chosen(store: Store) -> None:
     store.append([row(i, instance=name) for i in range(10) for name in ("a", "b")])
     found = read(path_of(store), START_MS + 2 * MINUTE_MS, START_MS + 5 * MINUTE_MS, ["b"])
     assert [(r.instance, r.start_ms - START_MS) for r in found] == [("b", i * MINUTE_MS) for i in (2, 3, 4)]
+
+
+def test_another_user_may_read_with_and_without_a_writer(tmp_path: Path) -> None:
+    """As `kvwatt report` is run: the folder is not his, the log may be there or not."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        store = Store(Path(folder) / "ledger.db")
+        store.open()
+        store.append([row(i) for i in range(5)])
+        assert _read_as_nobody(Path(folder) / "ledger.db") == 5
+        store.close()
+        assert _read_as_nobody(Path(folder) / "ledger.db") == 5
+
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from kvwattd.ledger.reading import read
+os.setgid(65534)
+os.setuid(65534)
+sys.stdout.write(str(len(read(Path(sys.argv[1]), 0, 2**62))))
+"""
+
+
+def _read_as_nobody(path: Path) -> int:
+    """Number of rows that a process without rights finds."""
+    command = [sys.executable, "-c", AS_NOBODY, str(path)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_alarms_of_the_ledger_are_on_the_first_screen() -> None:
+    """`kvwatt status`: what cannot be written, who is held, which figures disagree."""
+    from kvwattd.api.schemas.ledger import HoldoutView, LedgerView, MeasuredView
+    from kvwattd.commands.status_alarms import _ledger
+
+    quiet = MeasuredView(
+        instance="a", baseline_j=9e6, saved_j=3e6, low_j=2e6, high_j=4e6, level=0.99, windows=9,
+        model_saved_j=3e6, disagrees=False,
+    )  # fmt: skip
+    view = LedgerView(
+        enabled=True, holdouts=[HoldoutView(instance="a", arm=Arm.CONTROLLED)], measured=[quiet]
+    )
+    assert list(_ledger(view)) == []
+    loud = view.model_copy(
+        update={
+            "fault": "disk full",
+            "waiting": 3,
+            "holdouts": [HoldoutView(instance="a", arm=Arm.WARMUP)],
+            "measured": [quiet.model_copy(update={"disagrees": True})],
+        }
+    )
+    told = list(_ledger(loud))
+    assert [error for _, error in told] == [True, False, True]
+    assert "disk full; 3 intervals wait" in told[0][0] and "held at driver default" in told[1][0]

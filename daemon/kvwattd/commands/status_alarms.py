@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from kvwatt.holdout import HELD
 from kvwattd.api.schemas import ConfigStateView, SecurityView, SettingsView, StatusView
+from kvwattd.api.schemas.ledger import LedgerView
 
 
 def alarms(status: StatusView) -> Iterator[tuple[str, bool]]:
@@ -13,6 +15,7 @@ def alarms(status: StatusView) -> Iterator[tuple[str, bool]]:
     yield from _settings(status.settings)
     yield from _config(status.config)
     yield from _security(status.security)
+    yield from _ledger(status.ledger)
 
 
 def _settings(view: SettingsView) -> Iterator[tuple[str, bool]]:
@@ -40,6 +43,19 @@ def _security(view: SecurityView) -> Iterator[tuple[str, bool]]:
         yield f"tokens: {view.token_alarm}", True
     if view.audit_error:
         yield f"audit log: {view.audit_error}", True
+
+
+def _ledger(view: LedgerView) -> Iterator[tuple[str, bool]]:
+    if view.fault:
+        yield f"ledger: {view.fault}; {view.waiting} intervals wait", True
+    for held in view.holdouts:
+        if held.arm in HELD:
+            yield f"{held.instance}: held at driver default for a while, to measure what control saves", False
+    for found in view.measured:
+        if found.disagrees:
+            model, low, high = (j / 3.6e6 for j in (found.model_saved_j, found.low_j, found.high_j))
+            told = f"{model:.2f} kWh by the model, {low:.2f} to {high:.2f} measured"
+            yield f"{found.instance}: saved {told}: train the model again", True
 
 
 def _at(unix_s: float) -> str:

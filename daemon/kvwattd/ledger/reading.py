@@ -11,6 +11,8 @@ from kvwattd.ledger.entry import SUMS, Entry, Level, entry_from
 from kvwattd.ledger.schema import MIGRATIONS, SELECT, SELECT_RUNS, NewerFileError, Run
 
 BUSY_S = 5.0
+# There is no log beside the file, and none can be made.
+_NO_LOG = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
 
 
 class LedgerUnreadableError(Exception):
@@ -90,7 +92,7 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.OperationalError as error:
         connection.close()
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN or Path(f"{path}-wal").exists():
+        if error.sqlite_errorcode & 0xFF not in _NO_LOG or Path(f"{path}-wal").exists():
             raise
         connection = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)
     return connection
