@@ -119,7 +119,7 @@ class PoolConfig(_Section):
     drain_deadline_s: Seconds = 600.0
     drain_then: Literal["keep-waiting", "undrain", "stop-anyway"] = "keep-waiting"
     stop_timeout_s: Seconds = 120.0
-    kill_after_s: Seconds | None = None
+    kill_after_s: SecondsOrNever = 60.0
     warm_up: bool = True
     sleep_level: Literal[1, 2] = 1
     expect: StartConfig = StartConfig()

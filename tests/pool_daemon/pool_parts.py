@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from blank_page import BLANK
@@ -60,7 +61,7 @@ def kind(top_per_s: float = 3.0) -> EngineKind:
     )
 
 
-def configuration(**pool: object) -> dict[str, object]:
+def configuration(**pool: object) -> dict[str, Any]:
     """Three members that one command starts."""
     return {
         "slo": {"tbt": {"limit_s": 0.1}},

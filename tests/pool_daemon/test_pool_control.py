@@ -13,7 +13,9 @@ from kvwattd.api.schemas import ManualScaleRequest, ModeView
 from kvwattd.config import Mode, parse_config
 from kvwattd.control import Control
 from kvwattd.loop import Daemon
+from kvwattd.telemetry.gpu import GpuInfo
 
+INFO = GpuInfo("GPU-1", 0, "NVIDIA L20", (210, 2520), 2520, 275.0, False, True, "570.86")
 TWO = ManualScaleRequest(instances=2, duration_s=60.0)
 
 
@@ -89,3 +91,20 @@ def test_every_part_is_built_from_its_keys(
     """Backend and router are those that the configuration names."""
     _, plane = control(tmp_path, **pool)
     assert (plane.pool().backend, plane.pool().router) == (backend, router)
+
+
+def test_who_is_parked_on_anothers_gpus_counts_no_joule(tmp_path: Path) -> None:
+    """Shapes that take turns: readings are of the one that serves, and no joule is counted twice."""
+    data = configuration() | {"daemon": {"state_dir": str(tmp_path)}}
+    data["instance"][1] |= {"gpus": ["0"], "kind": "another"}
+    daemon = Daemon(parse_config(data))
+    a, b, c = daemon.runs.values()
+    a.gpus = b.gpus = (INFO,)
+    users = daemon.gpus._users
+    a.park("stopped")
+    assert users() == [b, c]
+    a.unpark()
+    b.park("stopped")
+    assert users() == [a, c]
+    a.park("stopped")
+    assert users() == [a, b, c]

@@ -79,7 +79,7 @@ def _starter(config: Config, placement: Late) -> Backend:
         log.warning('pool: backend "process" under systemd: instances share its sandbox and end with it')
     folder = config.daemon.state_dir / "instances"
     launches = {item.name: Launch(item.command or ()) for item in config.instances}
-    limits = StopLimits(pool.stop_timeout_s, pool.kill_after_s)
+    limits = StopLimits(pool.stop_timeout_s, pool.kill_after_s or None)
     children = ProcessBackend(folder, launches, place=placement.place, limits=limits)
     placement.over(config, children)
     return children
