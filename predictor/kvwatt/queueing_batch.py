@@ -83,7 +83,7 @@ class StepQueue:
             behind = q - self.rows
             step[q, behind:] = come[-1, : self.size - behind]
             step[q, -1] += come[-1, self.size - behind :].sum()
-        return Solved(self, step, _stationary(step), phi)
+        return Solved(self, come, _stationary(step, self.rows), phi)
 
     def _arrivals(self, phi: npt.NDArray[np.complex128], times_s: FloatArray) -> npt.NDArray[np.complex128]:
         """Transform of A(t) per time: (times, frequencies)."""
@@ -96,11 +96,11 @@ class StepQueue:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solved:
-    """`waiting` (size,): probability of so many bins of prompt at the start of a step; `matrix` (size,
-    size): from one step to the next."""
+    """`waiting` (size,): probability of so many bins of prompt at the start of a step; `come` (rows + 1,
+    size): bins that arrive in a step of each kind."""
 
     queue: StepQueue
-    matrix: FloatArray
+    come: FloatArray
     waiting: FloatArray
     phi: npt.NDArray[np.complex128]
 
@@ -119,6 +119,17 @@ class Solved:
     def step_of_state(self) -> FloatArray:
         """Seconds of the step that starts with so many bins waiting: (size,)."""
         return self.queue.step_s[np.minimum(np.arange(self.queue.size), self.queue.rows)]
+
+    def forward(self, values: FloatArray) -> FloatArray:
+        """P @ values for columns (size, k), P the transition matrix: a few rows, and a correlation for full
+        steps, which move all alike."""
+        rows, size = self.queue.rows, self.queue.size
+        beyond = np.concatenate([values, np.broadcast_to(values[-1:], values.shape)])
+        full = np.conj(np.fft.rfft(self.come[-1], 2 * size))[:, None] * np.fft.rfft(beyond, axis=0)
+        out = np.empty_like(values)
+        out[rows:] = np.fft.irfft(full, 2 * size, axis=0)[: size - rows]
+        out[:rows] = (self.come[:-1, :, None] * values).sum(axis=1)
+        return out
 
     def after(self, times_s: FloatArray) -> FloatArray:
         """What waits when somebody's own prompt is done `times_s` (equally likely) after it came: what came
@@ -170,12 +181,20 @@ def _lumped(pmf: FloatArray, size: int) -> FloatArray:
     return np.asarray(out / out.sum(axis=1, keepdims=True))
 
 
-def _stationary(step: FloatArray) -> FloatArray:
-    """The row vector x with x = x P and sum 1."""
+def _stationary(step: FloatArray, rows: int) -> FloatArray:
+    """The row vector x with x = x P and sum 1; `step` is overwritten.
+
+    Elimination of Grassmann, Taksar and Heyman (Operations Research 33, 1985): no subtractions, so exact in
+    every digit. From any state one gets down by at most `rows`, which keeps each elimination in a band.
+    Without BLAS, whose threads take seconds for matrices of this size where cores are busy.
+    """
     size = len(step)
-    system = step.T - np.eye(size)
-    system[-1] = 1.0
-    right = np.zeros(size)
-    right[-1] = 1.0
-    found = np.maximum(np.linalg.solve(system, right), 0.0)
+    for n in range(size - 1, 0, -1):
+        low = max(n - rows, 0)
+        step[:n, n] /= max(float(step[n, low:n].sum()), 1e-300)
+        step[:n, low:n] += step[:n, n, None] * step[n, low:n]
+    found = np.zeros(size)
+    found[0] = 1.0
+    for n in range(1, size):
+        found[n] = float((found[:n] * step[:n, n]).sum())
     return np.asarray(found / found.sum())

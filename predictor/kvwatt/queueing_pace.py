@@ -43,13 +43,13 @@ def request_tbt(
 
 def _moments(solved: Solved, begun: FloatArray, steps: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Mean and variance of X_l / l for each l of `steps`."""
-    matrix, step_s = solved.matrix, solved.step_of_state
+    step_s = solved.step_of_state
     pair = np.zeros((len(step_s), 2))
     first, second = np.empty(LONGEST), np.empty(LONGEST)
     for step in range(LONGEST):
-        ahead = matrix @ pair
+        ahead = solved.forward(pair)
         pair = np.stack([step_s + ahead[:, 0], step_s**2 + 2.0 * step_s * ahead[:, 0] + ahead[:, 1]], axis=1)
-        first[step], second[step] = begun @ pair
+        first[step], second[step] = (begun[:, None] * pair).sum(axis=0)
     variance = np.maximum(second - first**2, 0.0)
     count = np.arange(1.0, LONGEST + 1.0)
     beyond = np.maximum(steps - LONGEST, 0.0)
