@@ -23,7 +23,7 @@ from kvwatt.pool import ActionKind, PoolAction
 from kvwattd.instances import journal
 from scaling_stage import PARAMS, STEP_S, parts, scaler_of
 
-GIVE_UP_S = 40.0
+GIVE_UP_S = 180.0
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import asyncio
 import random
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvwatt_sim.loadgen import LoadGenerator, LoadOptions, RequestRecord
 from kvwatt_sim.traces import TraceRequest
 
+PAUSE_S = 0.05  # of the client that keeps its connection
 HANGS_S = 60.0  # no request of this load takes a tenth of it
 
 
@@ -49,16 +50,20 @@ class Outcome:
 
 
 class Load:
-    """Poisson arrivals through the router until told to end; streams of 5 to 60 tokens."""
+    """Poisson arrivals through the router until told to end; streams of 5 to 60 tokens.
 
-    def __init__(self, url: str, rate_per_s: float, seed: int) -> None:
+    `options`: how they are put; None: with the length as a hint, as simulated servers take it.
+    """
+
+    def __init__(self, url: str, rate_per_s: float, seed: int, options: LoadOptions | None = None) -> None:
         self._url = url
+        self._options = options or LoadOptions(max_tokens=128)
         self._rng = random.Random(seed)
         self._rate_per_s = rate_per_s
         self._generators: list[LoadGenerator] = []
         self._task: asyncio.Task[None] | None = None
         self._ending = False
-        self._keep_alive = KeepAlive(url)
+        self._keep_alive = KeepAlive(url, self._options.model)
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -83,7 +88,7 @@ class Load:
             while not self._ending:
                 start_s = time.monotonic()
                 requests = self._piece(2.0)
-                options = LoadOptions(max_tokens=128, seed=len(self._generators))
+                options = replace(self._options, seed=len(self._generators))
                 generator = LoadGenerator(self._url, requests, options)
                 self._generators.append(generator)
                 group.create_task(generator.run(start_s))
@@ -100,9 +105,8 @@ class Load:
 class KeepAlive:
     """One client that keeps its connection to the router and asks again and again on it."""
 
-    BODY = b'{"model":"sim","prompt":[100,101,102],"max_tokens":3}'
-
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, model: str) -> None:
+        self._body = b'{"model":"%s","prompt":[100,101,102],"max_tokens":3}' % model.encode()
         host, _, port = url.removeprefix("http://").partition(":")
         self._host, self._port = host, int(port)
         self._task: asyncio.Task[None] | None = None
@@ -141,7 +145,7 @@ class KeepAlive:
                 if status != 200:
                     self._outcome.lost += 1
                     writer = self._drop(writer, f"kept connection: HTTP {status}")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(PAUSE_S)
         self._drop(writer, "")
 
     def _drop(self, writer: asyncio.StreamWriter | None, told: str) -> None:
@@ -153,7 +157,7 @@ class KeepAlive:
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
         writer.write(
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(self.BODY), self.BODY)
+            b"Content-Length: %d\r\n\r\n%s" % (len(self._body), self._body)
         )
         head = await reader.readuntil(b"\r\n\r\n")
         length = next(

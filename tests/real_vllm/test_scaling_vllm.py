@@ -20,8 +20,7 @@ sys.path += [str(REPOSITORY / "bench"), str(REPOSITORY / "tests" / "haproxy")]
 from haproxy_process import Haproxy, NoHaproxyError, find  # noqa: E402
 
 from kvwatt.pool import ActionKind, MemberStatus, PoolAction  # noqa: E402
-from kvwatt_sim.loadgen import LoadGenerator, LoadOptions  # noqa: E402
-from kvwatt_sim.traces import TraceRequest  # noqa: E402
+from kvwatt_sim.loadgen import LoadOptions  # noqa: E402
 from kvwattd.instances.backend import BackendState  # noqa: E402
 from kvwattd.instances.haproxy import HaproxyRouter, HaproxySettings  # noqa: E402
 from kvwattd.instances.journal import Journal  # noqa: E402
@@ -30,12 +29,13 @@ from kvwattd.instances.process import Launch, ProcessBackend  # noqa: E402
 from kvwattd.instances.process_state import StopLimits  # noqa: E402
 from kvwattd.instances.scaler import Scaler, ScalerParams  # noqa: E402
 from kvwattd.instances.vllm_sleep import SleepBackend, SleepParams  # noqa: E402
+from scaling_load import Load  # noqa: E402
 
 pytestmark = pytest.mark.vllm
 
 STEP_S = 0.5
 UP_LIMIT_S = 240.0
-RATE_PER_S = 1.5
+RATE_PER_S = 0.7
 PARAMS = ScalerParams(minimum=1, start_timeout_s=UP_LIMIT_S, quiet_looks=2, end_timeout_s=40.0, retry_s=1.0)
 
 _UP = {BackendState.RUNNING, BackendState.STOPPING}
@@ -51,6 +51,7 @@ class Pair:
         processes = ProcessBackend(
             folder / "instances", launches, limits=StopLimits(40.0, 20.0), deadline_s=20.0
         )
+        self._processes = processes
         self.backend = SleepBackend(processes, urls, SleepParams(sleep_s=30.0, wake_s=30.0))
         self.proxy = Haproxy(folder / "haproxy", ports, check="1s")
         self.router = HaproxyRouter(HaproxySettings([self.proxy.socket], "vllm", {"a": "a", "b": "b"}))
@@ -90,9 +91,9 @@ class Pair:
     async def close(self) -> None:
         await self.scaler.close()
         for name in ("a", "b"):
-            await self.backend.stop(name)
+            await self._processes.stop(name)
         async with asyncio.timeout(60.0):
-            while {*(await self.backend.states()).values()} & _UP:  # noqa: ASYNC110
+            while {*(await self._processes.states()).values()} & _UP:  # noqa: ASYNC110
                 await asyncio.sleep(0.3)
         await self.backend.close()
         await self.probe.close()
@@ -122,36 +123,29 @@ async def test_no_request_is_lost_by_scaling_real_servers(tmp_path: Path) -> Non
     model = make_model(vllm_python(), tmp_path / "model")
     pair = Pair(tmp_path, model)
     await asyncio.to_thread(pair.proxy.start)
-    sending: asyncio.Task[None] | None = None
-    generator = LoadGenerator(pair.proxy.url, _requests(600), LoadOptions(model="tiny", exact_lengths=True))
+    options = LoadOptions(model="tiny", exact_lengths=True)
+    load = Load(pair.proxy.url, RATE_PER_S, 1, options)
+    outcome = None
     try:
         await pair.step()
         for name in ("a", "b"):
             await pair.order(name, ActionKind.START)
         for name in ("a", "b"):
             await pair.until(name, MemberStatus.READY, limit_s=UP_LIMIT_S)
-        sending = asyncio.create_task(generator.run(time.monotonic()))
+        load.start()
         await asyncio.sleep(2.0)
-        slept = 0
-        for name in ("a", "b"):
-            slept += await _sleep_and_wake(pair, name)
+        slept = [await _sleep_and_wake(pair, name) for name in ("a", "b")]
         await pair.order("b", ActionKind.DRAIN_TO_STOP)
         await pair.until("b", MemberStatus.STOPPED)
         await pair.order("b", ActionKind.START)
         await pair.until("b", MemberStatus.READY, limit_s=UP_LIMIT_S)
-        await asyncio.sleep(2.0)
+        outcome = await load.stop()
     finally:
         print("\n".join(pair.told))
-        sent = [record for record in generator.records if record.due_s < time.monotonic() - 0.2]
-        await _all_end(generator)
-        if sending is not None:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
         await pair.close()
-    print(f"{len(sent)} requests, slept {slept} times")
-    bad = [r for r in sent if r.error is not None or r.done_s is None or r.tokens != r.output_tokens]
-    assert not bad, bad[:3]
-    assert len(sent) > 20
+    print(f"slept {sum(slept)} times; {outcome}")
+    assert (outcome.bad, outcome.examples) == (0, [])
+    assert outcome.sent > 20
 
 
 async def _sleep_and_wake(pair: Pair, name: str) -> bool:
@@ -166,17 +160,3 @@ async def _sleep_and_wake(pair: Pair, name: str) -> bool:
         await pair.order(name, ActionKind.WAKE)
     await pair.until(name, MemberStatus.READY, limit_s=90.0)
     return reached is MemberStatus.ASLEEP
-
-
-async def _all_end(generator: LoadGenerator) -> None:
-    """No request more than half a minute old is left."""
-    before = list(generator.records)
-    until_s = time.monotonic() + 30.0
-    while any(r.done_s is None for r in before) and time.monotonic() < until_s:  # noqa: ASYNC110
-        await asyncio.sleep(0.1)
-
-
-def _requests(seconds: int) -> list[TraceRequest]:
-    """Evenly spaced, of several lengths."""
-    count = int(seconds * RATE_PER_S)
-    return [TraceRequest(i / RATE_PER_S, 16 + 7 * (i % 9), 8 + 11 * (i % 7)) for i in range(count)]
