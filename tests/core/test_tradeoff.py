@@ -14,6 +14,7 @@ from worlds import SLO, model, shape, traffic
 from kvwatt.attainment import Tally
 from kvwatt.budget import Budget
 from kvwatt.length_classes import ClassLengths, FinishedRequest
+from kvwatt.outlook import cohort, expected_misses, speeds, waits
 from kvwatt.policy import Applied, Bounds, PolicyParams, decide
 from kvwatt.state import Binding, Decision, EngineState, Metric, RequestState, Slo, SloTarget
 from kvwatt.traffic import Traffic
@@ -137,6 +138,36 @@ def test_a_tighter_promise_asks_for_a_higher_clock(metric: str) -> None:
             rank(choose(steady(), slo=replace(SLO, **{metric: SloTarget(limit_s)}), budget=spent(20.0)))
         )
     assert ranks == sorted(ranks) and ranks[-1] > ranks[0]
+
+
+def lost(seen: EngineState, busy: Traffic, slo: Slo) -> float:
+    """Requests that are expected to miss a promise at the top clock even."""
+    those = cohort(NOW_S, seen, busy, shape(), PARAMS.reaction_s)
+    top = np.array([len(model().clocks_mhz) - 1])
+    inside = float(seen.running + seen.waiting)
+    pace = speeds(model(), inside, those.kv_each_tokens, busy, shape(), 1.0)
+    wait = waits(those, pace, top, busy, shape().max_num_batched_tokens)
+    misses = expected_misses(those, pace, top, wait, lengths(), slo, PARAMS.margin)
+    return sum(float(number[0]) for number in misses.values())
+
+
+def test_a_tighter_limit_lowers_the_clock_only_where_it_makes_requests_hopeless() -> None:
+    """Of random engines most keep or raise the clock; where it falls, more are lost at any clock."""
+    rng = np.random.default_rng(17)
+    lower = 0
+    for _ in range(300):
+        decodes = [
+            running(int(rng.integers(1, 600)), rng.uniform(0.02, 0.19)) for _ in range(rng.integers(1, 60))
+        ]
+        seen = engine(*decodes, *(waiting(rng.uniform(0.0, 2.0)) for _ in range(rng.integers(0, 4))))
+        busy, budget = load(rng.uniform(0.05, 4.0)), spent(5.0 * rng.integers(0, 5))
+        metric = ("ttft", "tbt", "e2e")[rng.integers(3)]
+        limit_s = getattr(SLO, metric).limit_s * rng.uniform(0.4, 0.98)
+        tight = replace(SLO, **{metric: SloTarget(limit_s)})
+        if rank(choose(seen, busy, tight, budget)) < rank(choose(seen, busy, SLO, budget)):
+            lower += 1
+            assert lost(seen, busy, tight) > lost(seen, busy, SLO)
+    assert lower <= 9
 
 
 def test_a_request_that_ran_fast_so_far_may_run_slower_now() -> None:
