@@ -64,7 +64,7 @@ def pools(draw: st.DrawFn, *, shared: bool = True) -> tuple[PoolState, PoolParam
     return PoolState(1000.0, tuple(made), rate, draw(st.booleans())), params, memory
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(pools())
 def test_actions_are_legal_and_within_bounds(case: tuple[PoolState, PoolParams, PlanMemory]) -> None:
     """Every action fits its member's status; starts stay below the maximum, drains above the minimum."""
@@ -85,7 +85,7 @@ def test_actions_are_legal_and_within_bounds(case: tuple[PoolState, PoolParams, 
     assert made == plan(state, KINDS, params, memory)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pools())
 def test_no_two_on_one_gpu(case: tuple[PoolState, PoolParams, PlanMemory]) -> None:
     """What is started or woken shares no GPU with anybody who holds it."""
@@ -100,7 +100,7 @@ def test_no_two_on_one_gpu(case: tuple[PoolState, PoolParams, PlanMemory]) -> No
             holding |= gpus
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pools())
 def test_telemetry_out_takes_nobody_away(case: tuple[PoolState, PoolParams, PlanMemory]) -> None:
     """Without telemetry no ready member is drained, and what serves or is on its way stays wanted."""
@@ -115,7 +115,7 @@ def test_telemetry_out_takes_nobody_away(case: tuple[PoolState, PoolParams, Plan
         assert count >= sum(m.kind == name and m.status is MemberStatus.READY for m in state.members)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pools(shared=False), st.floats(1.0, 3.0))
 def test_more_traffic_never_wants_less(case: tuple[PoolState, PoolParams, PlanMemory], factor: float) -> None:
     """The same pool and memory with a higher forecast: at least as much capacity is wanted."""
@@ -149,7 +149,7 @@ def test_constant_rate_settles(ready: int) -> None:
     changes = {}
     for rate in np.arange(ready / 8.0, 11.6, 1.0):
         world = World({"l20": kind()}, PoolParams(1, 4), Counted(float(rate), 100), members(4, ready))
-        world.run(2700.0)
+        world.run(2400.0)
         changes[float(rate)] = world.changes(900.0)
     assert max(changes.values()) <= 1, changes
 
