@@ -190,7 +190,7 @@ def _code(policy: str) -> str:
     if policy == "paper":
         files |= {replay / "laws.py", replay / "rivals" / "throttllem.py"}
     if policy in OURS:
-        files |= files_of(("kvwatt_sim.day.ours",))
+        files |= files_of(("kvwatt_sim.day.ours", *LEARNED["table"]))
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
