@@ -16,6 +16,17 @@ from kvwattd.config_errors import ConfigError, ConfigProblem
 
 LIVE_SECTIONS = frozenset({"daemon", "slo", "policy", "instance"})
 RESTART_KEYS = frozenset({"daemon.state_dir"})
+# Of [pool]: what the planner is told. Backend, router and members stay as they were until a restart.
+LIVE_POOL = (
+    "minimum",
+    "maximum",
+    "period_s",
+    "cooldown_s",
+    "less_for_s",
+    "survivors_load_max",
+    "forecast_quantile",
+    "stay_s",
+)
 # Changed in place; any other change of an instance is another instance.
 IN_PLACE = frozenset({"slo", "poll_s", "scrape_deadline_s"})
 
@@ -73,11 +84,14 @@ def _refuse_changed_pool(running: Config, wanted: Config) -> None:
 def _merged(running: Config, wanted: Config) -> Config:
     daemon = wanted.daemon.model_copy(update={"state_dir": running.daemon.state_dir})
     held = {name: getattr(running, name) for name in Config.model_fields if name not in LIVE_SECTIONS}
+    held["pool"] = running.pool.model_copy(update={name: getattr(wanted.pool, name) for name in LIVE_POOL})
     return wanted.model_copy(update={"daemon": daemon, **held})
 
 
 def needs_restart(key: str) -> bool:
     """Whether a change of this key has to wait; `key` as in `ConfigChange.restart`."""
+    if key.removeprefix("pool.") in LIVE_POOL:
+        return False
     return not key.startswith(tuple(LIVE_SECTIONS)) or key in RESTART_KEYS
 
 

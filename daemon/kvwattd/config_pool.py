@@ -109,7 +109,7 @@ class PoolConfig(_Section):
     maximum: Count | None = None
     period_s: Seconds = 5.0
     cooldown_s: SecondsOrNever = 60.0
-    less_for_s: SecondsOrNever = 30.0
+    less_for_s: SecondsOrNever = 60.0
     survivors_load_max: Share = 0.95
     forecast_quantile: Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.8
     stay_s: Seconds = 900.0

@@ -119,6 +119,8 @@ async def apply(daemon: Daemon, change: ConfigChange) -> None:
     if gone:
         await daemon.settings.keep(settings.without_slos(gone))
     daemon.set_mode(daemon.settings.current.mode_over(change.config))
+    if daemon.pool is not None:
+        daemon.pool.follow(change.config)
     for item in change.kept:
         _go_on(daemon, item.name, change, clocks_before[item.name])
     for item in change.admitted:

@@ -76,7 +76,9 @@ def test_members_come_and_go_only_with_a_restart() -> None:
         change_between(running, parse_config({**BASE, "instance": INSTANCES[:1]}))
     promises = parse_config({**BASE, "slo": {"tbt": {"limit_s": 0.2}}})
     assert change_between(running, promises).applied == ("slo.tbt.limit_s",)
-    assert change_between(running, parse_config(with_pool(cooldown_s=5.0))).restart == ("pool.cooldown_s",)
+    change = change_between(running, parse_config(with_pool(cooldown_s=5.0, router="http-sd")))
+    assert (change.applied, change.restart) == (("pool.cooldown_s",), ("pool.router",))
+    assert (change.config.pool.cooldown_s, change.config.pool.router) == (5.0, "none")
 
 
 def test_shapes_may_take_turns_on_the_same_gpus() -> None:

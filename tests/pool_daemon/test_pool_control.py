@@ -11,8 +11,10 @@ from pool_parts import NAMES, configuration
 from kvwattd.api.ports import Rejected
 from kvwattd.api.schemas import ManualScaleRequest, ModeView
 from kvwattd.config import Mode, parse_config
+from kvwattd.config_change import change_between
 from kvwattd.control import Control
 from kvwattd.loop import Daemon
+from kvwattd.reload import apply
 from kvwattd.telemetry.gpu import GpuInfo
 
 INFO = GpuInfo("GPU-1", 0, "NVIDIA L20", (210, 2520), 2520, 275.0, False, True, "570.86")
@@ -66,6 +68,19 @@ async def test_leaving_active_leaves_the_pool_looking(tmp_path: Path) -> None:
         await plane.set_mode(ModeView(mode=Mode.ACTIVE), "operator")
         await plane.set_mode(ModeView(mode=mode), "operator")
         assert not daemon.pool.scaler.acting
+
+
+async def test_limits_change_while_it_runs(tmp_path: Path) -> None:
+    """Planner and scaler are told of a reloaded minimum; the backend waits for a restart."""
+    daemon, plane = control(tmp_path, maximum=2)
+    data = configuration(minimum=2, cooldown_s=5.0, backend="systemd")
+    wanted = parse_config(data | {"daemon": {"mode": "shadow", "state_dir": str(tmp_path)}})
+    change = change_between(daemon.config, wanted)
+    assert change.restart == ("pool.backend",)
+    await apply(daemon, change)
+    assert daemon.pool is not None
+    seen, scaled = plane.pool(), daemon.pool.scaler.params
+    assert (seen.minimum, seen.maximum, seen.backend, scaled.minimum) == (2, 3, "process", 2)
 
 
 @pytest.mark.parametrize(

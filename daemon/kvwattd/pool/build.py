@@ -5,23 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from kvwatt.pool import Member, MemberStatus, PoolParams
+from kvwatt.pool import Member, MemberStatus
 from kvwatt.pool_plan import plan
 from kvwattd.config import Config, InstanceConfig
-from kvwattd.config_pool import PoolConfig, Rest
+from kvwattd.config_pool import Rest
 from kvwattd.instance import InstanceRuntime
 from kvwattd.instances.http_sd import HttpSdRouter, Listed, listed
 from kvwattd.instances.journal import FILE_NAME, Journal
 from kvwattd.instances.probe_http import HttpProbe
 from kvwattd.instances.router import Router
-from kvwattd.instances.scaler import OnDeadline, Scaler, ScalerParams
+from kvwattd.instances.scaler import Scaler
 from kvwattd.pool.counts import ScaleCounts
 from kvwattd.pool.kinds import KindBook
+from kvwattd.pool.limits import limits_of
 from kvwattd.pool.pace import PacedLearner
 from kvwattd.pool.parts import Late, backend_of, router_of
 from kvwattd.pool.task import Pool
-
-CALL_S = 30.0  # of a call, on top of what a router lets pass until a withdrawal is certain
 
 
 def build(
@@ -37,6 +36,7 @@ def build(
         return None
     kinds = {item.name: kind_of(item) for item in config.instances}
     probe = HttpProbe({item.name: item.url for item in config.instances})
+    planned, scaled = limits_of(config)
     placement = Late()
     backend, router = backend_of(config, placement), router_of(config)
 
@@ -52,7 +52,7 @@ def build(
         router,
         probe,
         Journal(config.daemon.state_dir / FILE_NAME),
-        scaler_params(pool),
+        scaled,
         now,
         time.time,
         act=acting,
@@ -67,14 +67,13 @@ def build(
         can_sleep=pool.rest is not Rest.STOP and backend.can_sleep,
         can_stop=pool.rest is not Rest.SLEEP,
     )
-    params = pool_params(pool, len(kinds))
     return Pool(
         runs,
         scaler,
         book,
         lambda: PacedLearner(pool.day_s),
         plan,
-        params,
+        planned,
         counts,
         now,
         lowest_mhz,
@@ -88,38 +87,6 @@ def build(
 def kind_of(item: InstanceConfig) -> str:
     """By its tensor-parallel size where nothing else is said."""
     return item.kind or f"tp{item.tp}"
-
-
-def pool_params(pool: PoolConfig, members: int) -> PoolParams:
-    """What the planner is told."""
-    return PoolParams(
-        minimum=pool.minimum,
-        maximum=pool.maximum or members,
-        period_s=pool.period_s,
-        cooldown_s=pool.cooldown_s,
-        less_for_s=pool.less_for_s,
-        start_timeout_s=pool.start_timeout_s,
-        retry_s=pool.retry_s,
-        survivors_load_max=pool.survivors_load_max,
-        forecast_quantile=pool.forecast_quantile,
-        drain_s=pool.expect.drain_s,
-        stay_s=pool.stay_s,
-    )
-
-
-def scaler_params(pool: PoolConfig) -> ScalerParams:
-    """What the scaler is told."""
-    return ScalerParams(
-        minimum=pool.minimum,
-        # The planner cancels first and takes another way; this is for when it cannot.
-        start_timeout_s=pool.start_timeout_s + 2 * pool.period_s,
-        drain_timeout_s=pool.drain_deadline_s,
-        on_deadline=OnDeadline(pool.drain_then),
-        end_timeout_s=pool.stop_timeout_s,
-        retry_s=pool.retry_s,
-        warm_up=pool.warm_up,
-        call_timeout_s=CALL_S + max(pool.http_sd.settle_s, pool.hooks.timeout_s + pool.hooks.settle_s),
-    )
 
 
 def _targets(

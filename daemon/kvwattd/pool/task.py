@@ -27,12 +27,14 @@ from kvwatt.pool import (
     PoolState,
     RateOutlook,
 )
+from kvwattd.config import Config
 from kvwattd.instance import InstanceRuntime
 from kvwattd.instances.http_sd import Listed
 from kvwattd.instances.scaler import Refusal, Scaler
 from kvwattd.pool import seen
 from kvwattd.pool.arrivals import Arrivals, Window
 from kvwattd.pool.counts import ScaleCounts
+from kvwattd.pool.limits import limits_of
 from kvwattd.pool.manual import ManualScale, in_force
 from kvwattd.pool.minimum import to_minimum
 from kvwattd.pool.record import PlanRecord
@@ -110,6 +112,10 @@ class Pool:
     def targets(self) -> tuple[Listed, ...] | None:
         """Where requests may be sent; None while that is not known."""
         return self._targets(self.scaler.members(), self.scaler.acting)
+
+    def follow(self, config: Config) -> None:
+        """Other limits and times from now on."""
+        self.params, self.scaler.params = limits_of(config)
 
     def set_manual(self, manual: ManualScale | None) -> None:
         """A number by hand, or back to automatic; planned for at the next step."""
