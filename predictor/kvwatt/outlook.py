@@ -39,7 +39,7 @@ COMING_SHARES = np.array([0.5, 0.4, 0.1])
 COMING_Z = np.array([0.0, 1.28, 2.33])
 SHRINK_REQUESTS = 4.0  # the KV tokens of a request lean on what lengths say with this weight
 LEAST_CHUNK_TOKENS = 64.0
-MOST_DECODES = 96
+MOST_DECODES, LOOKED_AT = 96, 64  # of more than so many that decode, so many are looked at
 TURN_S = 0.1
 TTFT_RAMP = (0.85, 1.15)  # of the limit: from certainly kept to certainly missed
 USUAL_TBT_S = 0.05  # only sizes the time in which a request to come may meet a prompt
@@ -124,16 +124,16 @@ PROMPT, COMPUTED, WEIGHT, LIMIT = 1, 2, 4, 5
 def _told_of(now_s: float, requests: Sequence[RequestState]) -> tuple[Sequence[RequestState], float]:
     """Those that are looked at, and for how many of those that decode each of them stands.
 
-    All, up to MOST_DECODES that decode. Of more every second, third ... in turn, so that a decision costs the
-    same whatever the batch; who has prompt left to compute is always looked at."""
+    All, up to MOST_DECODES. Of more every second, third ... that decodes, in turn, so that a decision costs
+    the same whatever the batch; who has prompt left to compute is always looked at."""
     if len(requests) <= MOST_DECODES:
         return requests, 1.0
     prompts = [r for r in requests if r.computed_prompt_tokens < r.prompt_tokens]
     decodes = requests
     if prompts:
         decodes = [r for r in requests if r.computed_prompt_tokens >= r.prompt_tokens]
-    every = -(-len(decodes) // MOST_DECODES)
-    some = decodes[int(now_s / TURN_S) % every :: every]
+    every = -(-len(decodes) // LOOKED_AT)
+    some = decodes[round(now_s / TURN_S) % every :: every]
     return [*some, *prompts], len(decodes) / max(len(some), 1)
 
 
