@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from kvwatt import artifact
 from kvwatt.compiled import CompiledModel
 from kvwatt.policy import PolicyParams
@@ -91,8 +89,3 @@ class World:
         """Ends the ledger."""
         self.ledger.close()
         return read(self.folder / FILE_NAME, 0, 2**62)
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)

@@ -150,3 +150,26 @@ def test_without_a_ledger_nothing_is_held(tmp_path: Path) -> None:
     world.advance(300.0)
     assert world.run.holdout.windows == 0
     assert not (tmp_path / "none").exists()
+
+
+def test_a_mistake_in_the_accounts_ends_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever goes wrong in them is told once and counted; the loop goes on, and so does the ledger."""
+
+    class Broken(dict):  # type: ignore[type-arg]
+        def items(self) -> object:  # type: ignore[override]
+            raise RuntimeError("broken on purpose")
+
+    world = World(tmp_path)
+    world.advance(100.0)
+    slots = world.run.holdout
+    world.run.energy = Broken()
+    world.ledger.on_gpu(world.run)
+    world.run.energy = Broken()
+    world.ledger.on_gpu(world.run)
+    assert world.ledger.mistakes == 2
+    assert caplog.text.count("the open interval is lost") == 1
+    world.advance(35.0)
+    assert world.run.regime is Regime.ACTIVE and world.run.holdout is slots
+    assert sum(r.time_ms for r in world.rows()) > 90_000

@@ -23,9 +23,9 @@ class JudgedRequests(Attainment):
         """Other promises are made: what was judged by those before stays judged."""
 
     def observe(self, metric: Metric, now_s: float, kept: Attained) -> bool:
-        met, seen = round(1e3 * kept.met), round(1e3 * kept.total)
-        if not 0 <= met <= seen:
+        if not 0.0 <= kept.met <= kept.total < MOST:
             return False
+        met, seen = round(1e3 * kept.met), round(1e3 * kept.total)
         self.met[metric] += met
         self.seen[metric] += seen
         return True

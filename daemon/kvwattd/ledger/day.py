@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from kvwattd.ledger.proof import seed_of
 from kvwattd.ledger.taking import Taking
 from kvwattd.ledger.writer import LedgerWriter, WriterStatus
 from kvwattd.version import kvwatt_version
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "ledger.db"
 
@@ -42,6 +46,8 @@ class Ledger:
         self._run_id = round(wall() * 1e3)
         self._seed = os.urandom(16)
         self._takings: dict[str, Taking] = {}
+        self._holdouts: dict[str, HoldoutRun] = {}
+        self.mistakes = 0
         self._writer: LedgerWriter | None = None
         if config.enabled:
             told = json.dumps(asdict(self._params), sort_keys=True)
@@ -71,15 +77,28 @@ class Ledger:
 
     def on_page(self, run: InstanceRuntime) -> None:
         """After the instance took in a page."""
-        taking = self._taking(run)
-        if taking is not None:
-            taking.on_page()
+        with self._not_fatal(run):
+            taking = self._taking(run)
+            if taking is not None:
+                taking.on_page()
 
     def on_gpu(self, run: InstanceRuntime) -> None:
         """After the instance took in a reading of its GPUs."""
-        taking = self._taking(run)
-        if taking is not None and run.gpu_fault is None:
-            taking.on_gpu(self._now(), self._wall(), self._mode())
+        with self._not_fatal(run):
+            taking = self._taking(run)
+            if taking is not None and run.gpu_fault is None:
+                taking.on_gpu(self._now(), self._wall(), self._mode())
+
+    @contextlib.contextmanager
+    def _not_fatal(self, run: InstanceRuntime) -> Iterator[None]:
+        """Accounts must never end serving: a mistake in them loses the open interval, and is told."""
+        try:
+            yield
+        except Exception:
+            self.mistakes += 1
+            self._takings.pop(run.name, None)
+            if self.mistakes == 1:
+                log.exception("ledger: instance %s: the open interval is lost", run.name)
 
     def forget(self, name: str) -> None:
         """An instance that was given up: its interval ends here."""
@@ -93,10 +112,16 @@ class Ledger:
         taking = self._takings.get(run.name)
         if taking is None or taking.run is not run:
             self.forget(run.name)
-            run.holdout = HoldoutRun(self._params, seed_of(self._seed, run.name), run.name)
+            run.holdout = self._holdout(run.name)
             taking = Taking(run, self._run_id, self._config.interval_s, self._writer.put)
             self._takings[run.name] = taking
         return taking
+
+    def _holdout(self, name: str) -> HoldoutRun:
+        """One for each name as long as the daemon runs: an instance that comes again draws on."""
+        if name not in self._holdouts:
+            self._holdouts[name] = HoldoutRun(self._params, seed_of(self._seed, name), name)
+        return self._holdouts[name]
 
 
 def _keep(config: LedgerConfig) -> Keep:

@@ -17,7 +17,7 @@ def ledger_view(ledger: Ledger, runs: Iterable[InstanceRuntime]) -> LedgerView:
     return LedgerView(
         enabled=True,
         fault=status.fault,
-        faults_total=status.faults,
+        faults_total=status.faults + ledger.mistakes,
         written_total=status.written,
         waiting=ledger.waiting,
         dropped_total=status.dropped,

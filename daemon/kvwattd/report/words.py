@@ -90,8 +90,9 @@ def lines(figures: Figures, report: Report) -> list[tuple[str, str]]:
     """Name and value of everything there is to say of one instance or all."""
     f = figures
     measured = f"{f.estimated_j / f.energy_j:.2%} of it estimated" if f.estimated_j else "all from counters"
+    hours = f"{f.hours:.1f} h" if f.name else f"{f.hours:.1f} hours of instances"
     found = [
-        ("energy", f"{energy(f.energy_j)} over {f.hours:.1f} h, {measured}" if f.energy_j else UNKNOWN),
+        ("energy", f"{energy(f.energy_j)} over {hours}, {measured}" if f.energy_j else UNKNOWN),
         ("cost", money(f.bill, report.currency)),
         ("tokens", f"{f.generation_tokens:,} generated, {f.prompt_tokens:,} prompt tokens computed"),
         ("requests", f"{f.requests:,} finished"),
