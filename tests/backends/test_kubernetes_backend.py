@@ -15,10 +15,11 @@ from kvwattd.instances.backend import BackendError, BackendState, Cause, Withdra
 from kvwattd.instances.kubernetes import KubernetesBackend, Workload
 from kvwattd.instances.kubernetes_api import KubeApi
 
-pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed")
+pytest.importorskip("kubernetes.client", reason="the extra kubernetes is not installed")
 
 STOPPED, STARTING, RUNNING = BackendState.STOPPED, BackendState.STARTING, BackendState.RUNNING
 STOPPING, FAILED, UNKNOWN = BackendState.STOPPING, BackendState.FAILED, BackendState.UNKNOWN
+TIMEOUT_S = 2.0  # enough on a busy machine
 PLURALS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "LeaderWorkerSet": "leaderworkersets"}
 
 
@@ -41,8 +42,8 @@ async def backend(cluster: FakeKubernetes, tmp_path: Path) -> AsyncIterator[Kube
 def make(
     cluster: FakeKubernetes, folder: Path, kind: str = "Deployment", minimum: int = 0
 ) -> KubernetesBackend:
-    api = KubeApi(cluster.kubeconfig(folder / "config"), timeout_s=0.5)
-    return KubernetesBackend([Workload(kind, "ns", "vllm", ("a", "b", "c"), minimum)], api, deadline_s=3.0)
+    api = KubeApi(cluster.kubeconfig(folder / "config"), timeout_s=TIMEOUT_S)
+    return KubernetesBackend([Workload(kind, "ns", "vllm", ("a", "b", "c"), minimum)], api, deadline_s=60.0)
 
 
 async def states(backend: KubernetesBackend) -> list[BackendState]:
@@ -145,7 +146,7 @@ async def test_conflicts(cluster: FakeKubernetes, backend: KubernetesBackend) ->
         ((200, {"metadata": {"resourceVersion": "1"}, "spec": {"replicas": -1}}), Cause.FAILED),
         ((200, {"metadata": {"resourceVersion": "1"}, "spec": {"replicas": "2"}}), Cause.FAILED),
         ((0, 0.0), Cause.UNREACHABLE),
-        ((0, 2.0), Cause.DEADLINE),
+        ((0, 2 * TIMEOUT_S), Cause.DEADLINE),
     ],
 )
 async def test_an_api_that_does_not_help(

@@ -52,7 +52,7 @@ def fake(tmp_path: Path) -> Fake:
 
 
 def backend(fake: Fake) -> SystemdBackend:
-    return SystemdBackend("ab", command=fake.command, deadline_s=0.5)
+    return SystemdBackend("ab", command=fake.command, deadline_s=1.5)
 
 
 async def refused(call: object) -> BackendError:

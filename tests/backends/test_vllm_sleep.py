@@ -16,7 +16,7 @@ from kvwatt_sim.server.launch import SimServer
 from kvwattd.instances.backend import BackendError, BackendState, Cause, Withdrawn
 from kvwattd.instances.vllm_sleep import SleepBackend, SleepParams
 
-QUICK = SleepParams(look_s=1.0, sleep_s=2.0, wake_s=2.0)
+QUICK = SleepParams(look_s=5.0, sleep_s=10.0, wake_s=10.0)
 DEADLINE_S = 20.0
 
 
@@ -78,7 +78,7 @@ async def refused(call: Any) -> BackendError:
 @pytest.mark.parametrize("level", [1, 2])
 async def test_to_sleep_and_back(server: SimServer, http: httpx.AsyncClient, level: int) -> None:
     """Asked twice it is done once; after level 2 the weights are loaded before it counts as awake."""
-    one = backend(server, SleepParams(level=level, look_s=1.0))
+    one = backend(server, SleepParams(level=level, look_s=5.0))
     assert await until(one, BackendState.RUNNING) == [BackendState.RUNNING]
     for _ in range(2):
         await one.sleep("a", proof())
@@ -170,7 +170,7 @@ async def test_stop_anyway(server: SimServer, http: httpx.AsyncClient) -> None:
 
 async def test_a_request_that_slips_in(server: SimServer, http: httpx.AsyncClient) -> None:
     """One that comes past the router while the server falls asleep is answered: the server is woken."""
-    one = backend(server, SleepParams(look_s=1.0))
+    one = backend(server, SleepParams(look_s=5.0))
     await one.sleep("a", proof())
     asking = asyncio.create_task(http.post("/v1/completions", json={"prompt": [1], "max_tokens": 5}))
     async with asyncio.timeout(DEADLINE_S):
@@ -250,7 +250,7 @@ async def test_what_cannot_be_asked(server: SimServer, http: httpx.AsyncClient) 
             "loading": f"http://127.0.0.1:{loading.getsockname()[1]}",
             "down": "http://127.0.0.1:9",
         }
-        one = SleepBackend(inner, servers, SleepParams(look_s=0.2))
+        one = SleepBackend(inner, servers, SleepParams(look_s=1.0))
         assert await one.states() == {
             "a": BackendState.RUNNING,
             "silent": BackendState.UNKNOWN,
