@@ -93,9 +93,7 @@ def _pool(router: APIRouter, plane: ControlPlane) -> None:
         """Instances that requests may be sent to: Prometheus HTTP service discovery, or plain JSON."""
         listed = plane.targets()
         if listed is None:
-            raise Refused(
-                503, "who serves is not known yet", "a call a bit later", {"Retry-After": "2"}
-            )
+            raise Refused(503, "who serves is not known yet", "a call a bit later", {"Retry-After": "2"})
         if form == "plain":
             return TargetsView.model_validate(plain(listed))
         return [TargetGroupView.model_validate(group) for group in prometheus_sd(listed)]
