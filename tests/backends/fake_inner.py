@@ -16,6 +16,7 @@ class FakeInner:
     def __init__(self, *members: str) -> None:
         self.found = dict.fromkeys(members, BackendState.RUNNING)
         self.asked: list[tuple[str, str]] = []
+        self.fail_stop = False
 
     async def states(self) -> Mapping[str, BackendState]:
         return dict(self.found)
@@ -25,6 +26,8 @@ class FakeInner:
         self.found[member] = BackendState.RUNNING
 
     async def stop(self, member: str) -> None:
+        if self.fail_stop:
+            raise BackendError(Cause.FORBIDDEN, member)
         self.asked.append(("stop", member))
         self.found[member] = BackendState.STOPPED
 

@@ -238,6 +238,27 @@ async def test_weights_that_do_not_come(server: SimServer, http: httpx.AsyncClie
     await one.close()
 
 
+async def test_nothing_is_asked_after_a_stop(server: SimServer, http: httpx.AsyncClient) -> None:
+    """vLLM that shuts down never ends where it is asked; a stop that is refused changes nothing."""
+    inner = FakeInner("a")
+    one = SleepBackend(inner, {"a": server.base_url}, QUICK)
+    await one.stop("a")
+    inner.found["a"] = BackendState.RUNNING  # it takes its time
+    await http.post("/_sim/sleep", json={"sleep": "hang"})
+    asking = asyncio.create_task(http.post("/sleep"))  # whoever asked now would get no answer
+    await asyncio.sleep(0.1)
+    assert (await one.states())["a"] is BackendState.STOPPING
+    await http.post("/_sim/sleep", json={})
+    await asking
+    await http.post("/wake_up")
+    inner.fail_stop = True
+    two = SleepBackend(inner, {"a": server.base_url}, QUICK)
+    assert (await refused(two.stop("a"))).cause == Cause.FORBIDDEN
+    assert (await two.states())["a"] is BackendState.RUNNING
+    await one.close()
+    await two.close()
+
+
 async def test_what_cannot_be_asked(server: SimServer, http: httpx.AsyncClient) -> None:
     """Silent: UNKNOWN. Not listening yet: RUNNING, for nothing can hang there. Not run: the inner's state."""
     inner = FakeInner("a", "silent", "loading", "down")

@@ -86,6 +86,10 @@ class SleepBackend:
         self._failed: dict[str, str] = {}
         self._given_up: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
+        # vLLM 0.32 never ends where a question to its engine comes in while it shuts down: none is in flight
+        # when a stop is given, and none is asked after it.
+        self._asking = {name: asyncio.Lock() for name in self._apis}
+        self._stopped: set[str] = set()
         self._in_service_s: dict[str, float] = {}  # proofs from before are void
 
     @property
@@ -101,6 +105,7 @@ class SleepBackend:
         asked = [member for member in self._apis if states.get(member) is BackendState.RUNNING]
         for member in self._failed.keys() - set(asked):
             del self._failed[member]
+        self._stopped &= set(asked)  # the others are seen to be on their way, or gone
         states.update(zip(asked, await asyncio.gather(*map(self._look, asked)), strict=True))
         return states
 
@@ -108,6 +113,7 @@ class SleepBackend:
         """The inner backend's."""
         self._in_service_s[member] = self._now()
         await self._inner.start(member)
+        self._stopped.discard(member)
 
     async def sleep(self, member: str, withdrawn: Withdrawn) -> None:
         """Refused without the router's word for this member since it was last woken, or with requests."""
@@ -144,7 +150,16 @@ class SleepBackend:
                 raise BackendError(Cause.BUSY, f"{member} has {count} requests: it is not stopped")
         if (move := self._moves.pop(member, None)) is not None:
             move.task.cancel()
-        await self._inner.stop(member)
+        if member not in self._asking:
+            await self._inner.stop(member)
+            return
+        async with self._asking[member]:
+            self._stopped.add(member)
+            try:
+                await self._inner.stop(member)
+            except BackendError:
+                self._stopped.discard(member)
+                raise
 
     async def close(self) -> None:
         """What is under way in the servers goes on there."""
@@ -183,6 +198,10 @@ class SleepBackend:
         if member in self._failed:
             self._reasons[member] = self._failed[member]
             return BackendState.FAILED
+        async with self._asking[member]:
+            return BackendState.STOPPING if member in self._stopped else await self._ask(member)
+
+    async def _ask(self, member: str) -> BackendState:
         try:
             if await self._apis[member].asleep():
                 return BackendState.ASLEEP
