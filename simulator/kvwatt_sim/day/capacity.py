@@ -13,7 +13,7 @@ from kvwatt_sim.replay.plant import MAX_TOKENS
 from kvwatt_sim.replay.scenario import fitted
 from kvwatt_sim.traces import TraceRequest
 
-TABLE_CLOCKS, TABLE_RATES, BISECTIONS = 5, 9, 5  # a coarse table: a fine one takes minutes
+TABLE_CLOCKS, TABLE_RATES = 6, 9  # a coarse table: made in seconds
 GROUPS = 3
 DISPERSION = 1.15  # of counts within minutes, behind a router that spreads evenly
 
@@ -32,7 +32,7 @@ def model_table(kind: Kind, source: Sequence[TraceRequest], slo: Slo) -> Capacit
         Regime(count / minutes, 1.0, InstanceQueue(model, kind.shape, _demand(group)))
         for count, group in groups
     ]
-    return capacity_table(MixedQueue(regimes), slo, rates=TABLE_RATES, bisections=BISECTIONS)
+    return capacity_table(MixedQueue(regimes), slo, rates=TABLE_RATES)
 
 
 def _groups(source: Sequence[TraceRequest]) -> list[tuple[int, list[TraceRequest]]]:
