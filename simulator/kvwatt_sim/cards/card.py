@@ -60,7 +60,7 @@ class Card:
     provenance: Mapping[str, Provenance] = field(hash=False)
 
     def gpu_spec(self, uuid: str, parks: bool = False) -> GpuSpec:
-        """The simulated NVML's view of one of the card's GPUs; `parks`: it draws less while nobody uses it."""
+        """The simulated NVML's view of one of the GPUs; `parks`: it draws less while nobody uses it."""
         return GpuSpec(
             name=self.gpu_name,
             uuid=uuid,
