@@ -188,6 +188,8 @@ async def rival(way: Rival, times: int, seed: int) -> Run:
 
 async def _back(stage: Stage, member: str) -> None:
     async with asyncio.timeout(60.0):
+        for _ in range(5):  # until the scaler has seen what was done behind its back
+            await stage.step()
         while stage.status()[member] is not MemberStatus.READY or not await _in(stage, member):
             status = stage.status()[member]
             if status is MemberStatus.ASLEEP:

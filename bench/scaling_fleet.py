@@ -132,6 +132,8 @@ class Machines:
         member.plant, member.state = plant, "running"
         await member.stopping.wait()
         server.should_exit = True
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()  # as the end of a process does
         await serving
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
