@@ -31,7 +31,8 @@ from kvwattd.instances.scaler import Scaler, ScalerParams  # noqa: E402
 from kvwattd.instances.vllm_sleep import SleepBackend, SleepParams  # noqa: E402
 from scaling_load import Load  # noqa: E402
 
-pytestmark = pytest.mark.vllm
+# Three minutes on a quiet machine, so not part of CI.
+pytestmark = pytest.mark.vllm_pool
 
 STEP_S = 0.5
 UP_LIMIT_S = 240.0
