@@ -126,7 +126,8 @@ def _prompts(
     decodes = steps >= ready[:, None]
     ahead = np.where(decodes, steps - ready[:, None] + 1.0, 0.0)
     alive = lengths.alive(rows.requests, ahead) * inside
-    span = np.maximum(ready - admitted, 1.0)[:, None]
+    comes = np.isfinite(admitted)  # within what is looked at; the others have no span
+    span = np.maximum(np.where(comes, ready, 1.0) - np.where(comes, admitted, 0.0), 1.0)[:, None]
     progress = np.clip(np.where(inside, steps - admitted[:, None], 0.0) / span, 0.0, 1.0)
     tokens = rows.held[:, None] + todo[:, None] * progress + ahead
     computing = inside & ~decodes

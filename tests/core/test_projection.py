@@ -177,6 +177,20 @@ def test_the_queue_waits_for_kv_room() -> None:
     assert p.kv_mean_tokens[-1] == pytest.approx(900 + 70, rel=0.1)
 
 
+@pytest.mark.parametrize("prompt", [100, 40_000], ids=["no seat in sight", "more than the whole cache"])
+def test_who_cannot_enter_within_the_horizon_leaves_the_rest_as_it_is(prompt: int) -> None:
+    """Nothing is NaN and nothing is added, whatever stands in front of the queue."""
+    full = EngineShape(block_size=16, num_blocks=2001, max_num_seqs=4)
+    inside = tuple(RequestState(0.0, 100, 100, 10) for _ in range(4))
+    lengths = known(*4 * (900.0,), 50.0)
+    rows = (*inside, RequestState(0.0, prompt, 0, 0))
+    p = project(EngineState(0.0, 4, 1, 440.0, rows), traffic(0.0), full, 0.05, 5.0, lengths=lengths)
+    alone = project(EngineState(0.0, 4, 0, 440.0, inside), traffic(0.0), full, 0.05, 5.0, lengths=lengths)
+    assert np.isfinite([p.batch_mean, p.kv_mean_tokens, p.kv_mean_blocks, p.prefill_tokens]).all()
+    assert p.batch_mean == pytest.approx(alone.batch_mean)
+    assert p.kv_mean_tokens == pytest.approx(alone.kv_mean_tokens)
+
+
 def test_shared_prefixes_are_held_once() -> None:
     """What requests hold together beyond what the cache has in use is common to them."""
     rows = tuple(RequestState(0.0, 1000, 1000, 10) for _ in range(10))
