@@ -138,6 +138,13 @@ class InstanceRuntime:
         budget = self.promises.budget(page.observed_s, self.slo)
         self._budget, self._cautious = Budget(budget), self.latencies.cautious(self.slo, budget)
         attribute(self.account, self.observation, self.samples, self.model.compiled)
+        if self.savings.due(page.observed_s):
+            self._judge_savings(page.observed_s)
+
+    def _judge_savings(self, now_s: float) -> None:
+        traffic = self.observation.traffic(self.slo)
+        compiled, reaction_s = self.model.compiled, self.params.reaction_s
+        self.savings.judge(now_s, compiled, self.shape(), self.slo, traffic, reaction_s)
 
     def on_energy(self, accounts: Mapping[str, EnergyReading]) -> None:
         """What stands behind the energy figures; a doubt about a counter is told when it begins."""

@@ -1,14 +1,22 @@
 """An estimate of the energy saved so far. An estimate only: the ledger proves savings, this shows them.
 
-Measured energy is scaled by the energy model's ratio between the driver's default clock and the clock
-chosen, for the same traffic; the counter supplies the joules, the model only the ratio.
+Measured energy is scaled by the energy model's ratio between the driver's default clock and the clock chosen,
+both in the steady state of the same traffic: the counter supplies the joules, the model only the ratio. The
+batch that runs now is no measure: at the default clock fewer requests would be in it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvwatt.state import Decision
+import numpy as np
+
+from kvwatt.compiled import CompiledModel
+from kvwatt.counterfactual import AtClocks, at_clocks
+from kvwatt.state import Decision, EngineShape, Slo
+from kvwatt.traffic import Traffic
+
+PERIOD_S = 5.0  # how often traffic is judged anew: it changes slowly, and each time costs half a millisecond
 
 
 @dataclass
@@ -18,10 +26,34 @@ class Savings:
     actual_j: float = 0.0
     baseline_j: float = 0.0
     _skip: bool = True
+    _at: AtClocks | None = None
+    _judged_s: float = float("-inf")
 
     def pause(self) -> None:
         """The regime changed: the interval in progress belongs to neither."""
         self._skip = True
+
+    def due(self, now_s: float) -> bool:
+        """Whether it is time to `judge`."""
+        return now_s - self._judged_s >= PERIOD_S
+
+    def judge(
+        self,
+        now_s: float,
+        model: CompiledModel | None,
+        shape: EngineShape | None,
+        slo: Slo,
+        traffic: Traffic | None,
+        reaction_s: float,
+    ) -> None:
+        """What the model says of this traffic at every clock; where it says nothing, nothing is saved."""
+        self._judged_s = now_s
+        if model is None or shape is None or traffic is None:
+            self._at = None
+            return
+        prompts, outputs = traffic.prompt_mean_tokens, traffic.output_mean_tokens
+        rate = traffic.arrival_per_s
+        self._at = at_clocks(model, shape, slo, traffic, rate * prompts, rate * outputs, reaction_s)
 
     def observe(self, used_j: float, decision: Decision | None, applied: bool) -> None:
         """Energy used since the last reading under `decision`.
@@ -32,7 +64,7 @@ class Savings:
         if self._skip or used_j < 0:
             self._skip = False
             return
-        ratio = _ratio(decision)
+        ratio = self._ratio(decision)
         self.actual_j += used_j if applied else used_j / ratio
         self.baseline_j += used_j * ratio if applied else used_j
 
@@ -44,10 +76,10 @@ class Savings:
     def ratio(self) -> float | None:
         return self.saved_j / self.baseline_j if self.baseline_j > 0 else None
 
-
-def _ratio(decision: Decision | None) -> float:
-    if decision is None or decision.chosen is None or decision.at_default is None:
-        return 1.0
-    if decision.clock_mhz is None or decision.chosen.power_w <= 0:
-        return 1.0
-    return decision.at_default.power_w / decision.chosen.power_w
+    def _ratio(self, decision: Decision | None) -> float:
+        """Power at the default clock over power at the decision's."""
+        if self._at is None or decision is None or decision.clock_mhz is None:
+            return 1.0
+        watts = self._at.power_w
+        chosen_w = float(np.interp(decision.clock_mhz, self._at.clocks_mhz, watts))
+        return float(watts[-1]) / chosen_w if chosen_w > 0 else 1.0
