@@ -185,10 +185,14 @@ class RateLearner:
         self._level = self._level + reach * self._slope
         self._slope = self._slope * fade
         v, c, w = self._var_level, self._cov, self._var_slope
-        self._var_level = v + 2.0 * reach * c + reach**2 * w + past_s * self._level_q
-        self._var_level = np.minimum(self._var_level, 1e6)
-        self._cov = fade * (c + reach * w) + past_s * reach / 2.0 * self._slope_q
-        self._var_slope = fade**2 * w + past_s * self._slope_q
+        wandered = past_s * self._slope_q  # of the slope; what of it reached the level is a third and a half
+        grown = v + 2.0 * reach * c + reach**2 * w + past_s * self._level_q + reach**2 / 3.0 * wandered
+        self._var_level = np.minimum(grown, 1e6)
+        self._var_slope = fade**2 * w + wandered
+        cov = fade * (c + reach * w) + reach / 2.0 * wandered
+        # Rounding and the limit above must not make the two more than wholly correlated.
+        most = np.sqrt(self._var_level * self._var_slope)
+        self._cov = np.clip(cov, -most, most)
 
     def _fold(self, y: float, seconds: float) -> None:
         """Kalman's update, and how likely each filter held what came."""

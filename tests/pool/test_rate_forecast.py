@@ -115,3 +115,23 @@ def test_nonsense_is_refused(bad: tuple[float, float, float]) -> None:
     """No duration, negative or infinite counts, times that are none."""
     with pytest.raises(ValueError, match="finite"):
         RateLearner().observe(*bad)
+
+
+@given(
+    st.lists(st.tuples(st.floats(1.0, 5000.0), st.integers(0, 10_000)), min_size=1, max_size=60),
+    st.floats(0.05, 0.99),
+    st.floats(0.0, 3600.0),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_told_the_forecast_is_a_rate(
+    windows: list[tuple[float, int]], level: float, horizon_s: float
+) -> None:
+    """Windows of any length with any counts: finite, not negative, and no warning on the way."""
+    learner, now_s = RateLearner(), 0.0
+    for seconds, count in windows:
+        learner.observe(now_s, seconds, float(count))
+        now_s += seconds
+    made = learner.forecast(now_s)
+    if made is not None:
+        assert 0.0 <= made.mean_per_s(horizon_s) < np.inf
+        assert 0.0 <= made.quantile_per_s(level, horizon_s) < np.inf
