@@ -21,7 +21,7 @@ from kvwattd.instances.backend import Backend, BackendError, BackendState, Cause
 from kvwattd.instances.process import Launch, ProcessBackend
 from kvwattd.instances.vllm_sleep import SleepBackend, SleepParams
 
-pytestmark = pytest.mark.vllm
+pytestmark = pytest.mark.vllm_pool
 
 UP_LIMIT_S = 200.0
 CALL_S = 60.0

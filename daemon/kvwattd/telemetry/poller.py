@@ -39,7 +39,8 @@ def _tls() -> ssl.SSLContext:
 
 def new_client() -> httpx.AsyncClient:
     """A client for one server: keep-alive, no proxies or credentials from the environment, no redirects."""
-    limits = httpx.Limits(max_connections=2, max_keepalive_connections=1, keepalive_expiry=60.0)
+    # vLLM closes a connection that was idle for 5 s: one that is used again just then breaks.
+    limits = httpx.Limits(max_connections=2, max_keepalive_connections=1, keepalive_expiry=3.0)
     # No timeout per phase: the poller's deadline covers the whole exchange.
     return httpx.AsyncClient(
         verify=_tls(),
