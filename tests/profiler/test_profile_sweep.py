@@ -150,7 +150,8 @@ def test_an_interrupt_keeps_the_rows_and_resets_the_clocks(server: SimServer, tm
             assert time.monotonic() < deadline_s
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        # A model that is being judged in a thread is finished first: long where cores are busy.
+        assert process.wait(90) == 130
     finally:
         process.kill()
         process.wait()
