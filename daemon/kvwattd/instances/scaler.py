@@ -182,7 +182,7 @@ class Scaler:
         """One look at everything, each part under the deadline of a look.
 
         An engine that is being stopped is left alone: a question that its API server hands on to an engine
-        that has ended is never answered, and vLLM's shutdown waits for it without end (seen with 0.32).
+        that has ended seems never to be answered, and vLLM's shutdown then waits (seen once with 0.32).
         """
         at_s = self._now()
         nothing: Mapping[str, BackendState] = {}

@@ -86,8 +86,8 @@ class SleepBackend:
         self._failed: dict[str, str] = {}
         self._given_up: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
-        # vLLM 0.32 never ends where a question to its engine comes in while it shuts down: none is in flight
-        # when a stop is given, and none is asked after it.
+        # A shutdown of vLLM 0.32 hung, it seems because a question to its engine came in meanwhile: none is
+        # in flight when a stop is given, and none is asked after it.
         self._asking = {name: asyncio.Lock() for name in self._apis}
         self._stopped: set[str] = set()
         self._in_service_s: dict[str, float] = {}  # proofs from before are void

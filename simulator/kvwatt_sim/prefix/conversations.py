@@ -1,10 +1,10 @@
 """Conversations: every turn sends all that was said before, behind a system prompt that many share.
 
-The defaults are assumptions in the size of published statistics, no fit to a trace. LMSYS-Chat-1M has 2.0
-turns a conversation; Mooncake's conversation trace has prompts of 12,000 tokens, answers of 343, and 40 % of
-its blocks were seen before (FAST 2025, table 2). Between the two: first prompts long enough (documents, code)
-that a few thousand tokens are carried along. Turns are geometric, lengths and think times lognormal,
-conversations begin as a Poisson process whose rate the caller gives.
+The defaults are assumptions in the size of published statistics, no fit to a trace; the figures that follow
+were not checked against their papers. LMSYS-Chat-1M: 2.0 turns a conversation; Mooncake's conversation trace
+(FAST 2025): prompts of 12,000 tokens, answers of 343, 40 % of its blocks seen before. Between the two: first
+prompts long enough (documents, code) that a few thousand tokens are carried along. Turns are geometric,
+lengths and think times lognormal, conversations begin as a Poisson process whose rate the caller gives.
 """
 
 from __future__ import annotations
