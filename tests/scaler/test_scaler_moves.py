@@ -330,3 +330,18 @@ def test_what_was_never_adopted_is_not_forgotten() -> None:
         assert not stage.world.broken
 
     run_virtual(run())
+
+
+def test_on_adoption_a_sleeper_leaves_the_router_before_anything_else() -> None:
+    """Requests that reach it hang: whatever else is to be done comes after, wherever it stands in the list."""
+
+    async def run() -> None:
+        stage = Stage()
+        stage.world.put("a", Engine.UP)  # to be admitted
+        stage.world.put("b", Engine.UP, admitted=True)
+        stage.world.put("c", Engine.ASLEEP, admitted=True)
+        await stage.steps(4)
+        assert stage.world.calls == [("router", "c"), ("router", "a")]
+        assert stage.world.in_router == {"a", "b"}
+
+    run_virtual(run())
