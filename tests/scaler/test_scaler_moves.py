@@ -333,7 +333,7 @@ def test_what_was_never_adopted_is_not_forgotten() -> None:
 
 
 def test_on_adoption_a_sleeper_leaves_the_router_before_anything_else() -> None:
-    """Requests that reach it hang: whatever else is to be done comes after, wherever it stands in the list."""
+    """Requests that reach it hang: whatever else is to be done comes after, wherever it is listed."""
 
     async def run() -> None:
         stage = Stage()
