@@ -39,15 +39,26 @@ def _number_problems(config: Config) -> Iterable[ConfigProblem]:
 
 def _backend_problems(config: Config) -> Iterable[ConfigProblem]:
     pool = config.pool
-    if pool.backend is BackendName.KUBERNETES and pool.rest is not Rest.STOP:
-        yield ConfigProblem("pool.rest", str(pool.rest), '"stop": the backend kubernetes scales replicas')
+    if pool.backend is BackendName.KUBERNETES:
+        yield from _kubernetes_problems(config)
     for index, item in enumerate(config.instance):
         if pool.backend is BackendName.PROCESS and item.command is None:
             accepted = 'program and arguments that start it, such as ["vllm", "serve", "MODEL"]'
             yield ConfigProblem(f"instance[{index}].command", "nothing", accepted)
-        if pool.backend is BackendName.KUBERNETES and item.workload is None:
-            accepted = "whose replica it is, such as StatefulSet/vllm"
+
+
+def _kubernetes_problems(config: Config) -> Iterable[ConfigProblem]:
+    """Which of several replicas goes is Kubernetes' choice, whichever was drained: one object each."""
+    if config.pool.rest is not Rest.STOP:
+        yield ConfigProblem("pool.rest", str(config.pool.rest), '"stop": the backend kubernetes scales')
+    owners: dict[str, str] = {}
+    for index, item in enumerate(config.instance):
+        if item.workload is None:
+            accepted = "its object, such as StatefulSet/vllm-chat1"
             yield ConfigProblem(f"instance[{index}].workload", "nothing", accepted)
+        elif owners.setdefault(item.workload, item.name) != item.name:
+            accepted = f"an object of its own (this one belongs to instance {owners[item.workload]!r})"
+            yield ConfigProblem(f"instance[{index}].workload", item.workload, accepted)
 
 
 def _router_problems(config: Config) -> Iterable[ConfigProblem]:

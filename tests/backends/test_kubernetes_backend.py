@@ -1,4 +1,4 @@
-"""Replicas through the official client over real HTTP: order, limits, conflicts, refusals, silence."""
+"""Objects through the official client over real HTTP: whose pod goes, conflicts, refusals, silence."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ pytest.importorskip("kubernetes.client", reason="the extra kubernetes is not ins
 STOPPED, STARTING, RUNNING = BackendState.STOPPED, BackendState.STARTING, BackendState.RUNNING
 STOPPING, FAILED, UNKNOWN = BackendState.STOPPING, BackendState.FAILED, BackendState.UNKNOWN
 TIMEOUT_S = 2.0  # enough on a busy machine
+MEMBERS = "abc"
 PLURALS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "LeaderWorkerSet": "leaderworkersets"}
 
 
@@ -27,7 +28,7 @@ PLURALS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "LeaderWo
 def cluster() -> Iterator[FakeKubernetes]:
     made = FakeKubernetes()
     for plural in PLURALS.values():
-        made.objects[plural, "vllm"] = Object()
+        made.objects |= {(plural, f"vllm-{member}"): Object() for member in MEMBERS}
     yield made
     made.close()
 
@@ -39,16 +40,15 @@ async def backend(cluster: FakeKubernetes, tmp_path: Path) -> AsyncIterator[Kube
     await made.close()
 
 
-def make(
-    cluster: FakeKubernetes, folder: Path, kind: str = "Deployment", minimum: int = 0
-) -> KubernetesBackend:
+def make(cluster: FakeKubernetes, folder: Path, kind: str = "Deployment") -> KubernetesBackend:
     api = KubeApi(cluster.kubeconfig(folder / "config"), timeout_s=TIMEOUT_S)
-    return KubernetesBackend([Workload(kind, "ns", "vllm", ("a", "b", "c"), minimum)], api, deadline_s=60.0)
+    loads = [Workload(kind, "ns", f"vllm-{member}", member) for member in MEMBERS]
+    return KubernetesBackend(loads, api, deadline_s=60.0)
 
 
 async def states(backend: KubernetesBackend) -> list[BackendState]:
     found = await backend.states()
-    return [found[member] for member in "abc"]
+    return [found[member] for member in MEMBERS]
 
 
 async def refused(call: Any) -> BackendError:
@@ -61,57 +61,59 @@ async def refused(call: Any) -> BackendError:
 async def test_up_and_down(cluster: FakeKubernetes, tmp_path: Path, kind: str) -> None:
     """Each kind: started twice it is one replica; ready, ending and gone are told apart."""
     backend = make(cluster, tmp_path, kind)
-    found = cluster.objects[PLURALS[kind], "vllm"]
+    found = cluster.objects[PLURALS[kind], "vllm-b"]
     assert await states(backend) == [STOPPED] * 3
     for _ in range(2):
-        await backend.start("a")
+        await backend.start("b")
     assert found.replicas == 1
-    assert await states(backend) == [STARTING, STOPPED, STOPPED]
-    await backend.start("b")
-    found.pods = {"vllm-0": (True, False, ""), "vllm-1": (False, False, "")}
+    assert await states(backend) == [STOPPED, STARTING, STOPPED]
+    found.pods = {"vllm-b-0": (False, False, "")}
     found.tell()
-    assert await states(backend) == [RUNNING, STARTING, STOPPED], "ready in part"
-    found.settle("vllm")
-    assert await states(backend) == [RUNNING, RUNNING, STOPPED]
+    assert await states(backend) == [STOPPED, STARTING, STOPPED]
+    found.settle("vllm-b")
+    assert await states(backend) == [STOPPED, RUNNING, STOPPED]
     for _ in range(2):
         await backend.stop("b")
-    assert found.replicas == 1
-    found.pods["vllm-1"] = (True, True, "")
+    assert found.replicas == 0
+    found.pods["vllm-b-0"] = (True, True, "")
     found.tell()
-    assert await states(backend) == [RUNNING, STOPPING, STOPPED], "no longer counted, and still there"
-    found.settle("vllm")
-    assert await states(backend) == [RUNNING, STOPPED, STOPPED]
+    assert await states(backend) == [STOPPED, STOPPING, STOPPED], "no longer counted, and still there"
+    found.settle("vllm-b")
+    assert await states(backend) == [STOPPED] * 3
     await backend.close()
 
 
-async def test_in_order_and_within_limits(cluster: FakeKubernetes, tmp_path: Path) -> None:
-    """Only the next may be started and only the last stopped, and never fewer than the minimum."""
-    backend = make(cluster, tmp_path, minimum=1)
-    found = cluster.objects["deployments", "vllm"]
-    error = await refused(backend.start("b"))
-    assert error.cause == Cause.STATE and "before a" in error.detail
-    for member in "abc":
+@pytest.mark.parametrize("kind", PLURALS)
+@pytest.mark.parametrize("chosen", MEMBERS)
+async def test_only_the_pod_of_who_was_drained_goes(
+    cluster: FakeKubernetes, tmp_path: Path, kind: str, chosen: str
+) -> None:
+    """Whichever member is stopped, its object alone is scaled; one that somebody gave more pods is left."""
+    backend = make(cluster, tmp_path, kind)
+    for member in MEMBERS:
         await backend.start(member)
-    error = await refused(backend.stop("a"))
-    assert error.cause == Cause.STATE and "at least 1" in error.detail
-    error = await refused(backend.stop("b"))
-    assert error.cause == Cause.STATE and "before c" in error.detail
-    assert found.replicas == 3
-    found.replicas = 5  # somebody else's doing
-    assert "nobody's" in (await refused(backend.stop("c"))).detail
+    await backend.stop(chosen)
+    replicas = {member: cluster.objects[PLURALS[kind], f"vllm-{member}"].replicas for member in MEMBERS}
+    assert replicas == {member: int(member != chosen) for member in MEMBERS}
+    await backend.start(chosen)
+    cluster.objects[PLURALS[kind], f"vllm-{chosen}"].replicas = 2  # somebody else's doing
+    error = await refused(backend.stop(chosen))
+    assert error.cause == Cause.STATE and "2 replicas" in error.detail
+    assert cluster.objects[PLURALS[kind], f"vllm-{chosen}"].replicas == 2
     await backend.close()
 
 
 async def test_conflicts(cluster: FakeKubernetes, backend: KubernetesBackend) -> None:
     """Somebody else changes the object between our look and our change: looked at again; at last told."""
-    found = cluster.objects["deployments", "vllm"]
+    found = cluster.objects["deployments", "vllm-a"]
+    other = cluster.objects["deployments", "vllm-b"]
     changes = 2
 
     def meddle(method: str, path: str) -> None:
         nonlocal changes
         if method == "PUT" and changes > 0:
             changes -= 1
-            found.version += 1
+            found.version, other.version = found.version + 1, other.version + 1
 
     cluster.before = meddle
     await backend.start("a")
@@ -121,13 +123,13 @@ async def test_conflicts(cluster: FakeKubernetes, backend: KubernetesBackend) ->
     changes = 1
 
     def forestall(method: str, path: str) -> None:
-        if method == "PUT" and found.replicas < 2:
-            found.replicas, found.version = 2, found.version + 1
+        if method == "PUT" and other.replicas < 1:
+            other.replicas, other.version = 1, other.version + 1
 
     cluster.before = forestall
     puts = sum(method == "PUT" for method, _ in cluster.asked)
     await backend.start("b")
-    assert found.replicas == 2 and sum(method == "PUT" for method, _ in cluster.asked) == puts + 1
+    assert other.replicas == 1 and sum(method == "PUT" for method, _ in cluster.asked) == puts + 1
 
 
 @pytest.mark.parametrize(
@@ -153,21 +155,22 @@ async def test_an_api_that_does_not_help(
     cluster: FakeKubernetes, backend: KubernetesBackend, answer: Any, cause: Cause
 ) -> None:
     """UNKNOWN with a reason, never STOPPED; orders fail with the cause; afterwards all is well again."""
-    cluster.objects["deployments", "vllm"].replicas = 2
-    cluster.objects["deployments", "vllm"].settle("vllm")
+    for member in "ab":
+        await backend.start(member)
+        cluster.objects["deployments", f"vllm-{member}"].settle(f"vllm-{member}")
     cluster.before = lambda method, path: answer
     assert await states(backend) == [UNKNOWN] * 3
     assert set(backend.reasons) == {"a", "b", "c"}
     assert (await refused(backend.start("c"))).cause == cause
     assert (await refused(backend.stop("b"))).cause == cause
     cluster.before = None
-    assert cluster.objects["deployments", "vllm"].replicas == 2
+    assert cluster.objects["deployments", "vllm-b"].replicas == 1
     assert await states(backend) == [RUNNING, RUNNING, STOPPED]
 
 
 async def test_a_change_whose_answer_is_lost(cluster: FakeKubernetes, backend: KubernetesBackend) -> None:
     """Carried out, and the connection broke: told as not known, and doing it again changes nothing."""
-    found = cluster.objects["deployments", "vllm"]
+    found = cluster.objects["deployments", "vllm-a"]
 
     def lose(method: str, path: str) -> tuple[int, Any] | None:
         if method == "PUT":
@@ -193,9 +196,11 @@ async def test_replicas_that_do_not_come(
     cluster: FakeKubernetes, backend: KubernetesBackend, why: str
 ) -> None:
     """FAILED with Kubernetes' own word for it; those that are ready stay so."""
-    found = cluster.objects["deployments", "vllm"]
-    found.replicas = 2
-    found.pods = {"vllm-0": (True, False, ""), "vllm-1": (False, False, "" if why == "deadline" else why)}
+    for member in "ab":
+        await backend.start(member)
+    cluster.objects["deployments", "vllm-a"].settle("vllm-a")
+    found = cluster.objects["deployments", "vllm-b"]
+    found.pods = {"vllm-b-0": (False, False, "" if why == "deadline" else why)}
     found.tell()
     if why == "deadline":
         condition = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
@@ -208,12 +213,11 @@ async def test_replicas_that_do_not_come(
 
 async def test_one_object_that_hangs(cluster: FakeKubernetes, tmp_path: Path) -> None:
     """The members of the others are told in time."""
-    cluster.objects["deployments", "other"] = Object()
-    loads = [Workload("Deployment", "ns", "vllm", ("a",)), Workload("Deployment", "ns", "other", ("b",))]
+    loads = [Workload("Deployment", "ns", f"vllm-{member}", member) for member in "ab"]
     backend = KubernetesBackend(
         loads, KubeApi(cluster.kubeconfig(tmp_path / "c"), timeout_s=5.0), deadline_s=0.5
     )
-    cluster.before = lambda method, path: (0, 1.0) if "/deployments/vllm" in path else None
+    cluster.before = lambda method, path: (0, 1.0) if "/deployments/vllm-a" in path else None
     async with asyncio.timeout(10):
         assert await backend.states() == {"a": UNKNOWN, "b": STOPPED}
     await backend.close()
@@ -221,7 +225,7 @@ async def test_one_object_that_hangs(cluster: FakeKubernetes, tmp_path: Path) ->
 
 async def test_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No kubeconfig, or no client library: UNKNOWN with what to do, and no crash."""
-    one = KubernetesBackend([Workload("Deployment", "ns", "vllm", ("a",))], KubeApi(tmp_path / "nonesuch"))
+    one = KubernetesBackend([Workload("Deployment", "ns", "vllm", "a")], KubeApi(tmp_path / "nonesuch"))
     assert await one.states() == {"a": UNKNOWN}
     assert "kubeconfig" in one.reasons["a"]
     monkeypatch.setitem(sys.modules, "kubernetes.client", None)
@@ -232,12 +236,13 @@ async def test_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_refusals(cluster: FakeKubernetes, tmp_path: Path, backend: KubernetesBackend) -> None:
-    """Kinds that cannot be scaled, members named twice, a minimum that cannot be, and sleep."""
+    """Kinds that cannot be scaled, members or objects named twice, and sleep."""
     api = KubeApi(cluster.kubeconfig(tmp_path / "c"))
+    one = Workload("Deployment", "ns", "x", "a")
     for loads, words in (
-        ([Workload("DaemonSet", "ns", "x", ("a",))], "accepted"),
-        ([Workload("Deployment", "ns", "x", ("a",)), Workload("Deployment", "ns", "y", ("a",))], "already"),
-        ([Workload("Deployment", "ns", "x", ("a",), minimum=2)], "0 to 1"),
+        ([Workload("DaemonSet", "ns", "x", "a")], "accepted"),
+        ([one, Workload("Deployment", "ns", "y", "a")], "already"),
+        ([one, Workload("Deployment", "ns", "x", "b")], "each needs its own"),
     ):
         with pytest.raises(ValueError, match=words):
             KubernetesBackend(loads, api)

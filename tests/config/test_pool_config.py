@@ -10,6 +10,7 @@ import pytest
 from kvwattd.config import ConfigError, parse_config
 from kvwattd.config_change import change_between
 
+OBJECT = "StatefulSet/vllm"
 INSTANCES = [
     {"name": name, "url": f"http://127.0.0.1:{8000 + n}", "gpus": [str(n)], "command": ["vllm", "serve"]}
     for n, name in enumerate("ab")
@@ -24,6 +25,14 @@ def with_pool(**keys: object) -> dict[str, Any]:
 def with_instance(number: int, **keys: object) -> dict[str, Any]:
     data = copy.deepcopy(BASE)
     data["instance"][number] |= keys
+    return data
+
+
+def in_one_object() -> dict[str, Any]:
+    """Both instances replicas of one object."""
+    data = with_pool(backend="kubernetes")
+    for item in data["instance"]:
+        item["workload"] = OBJECT
     return data
 
 
@@ -48,6 +57,7 @@ def test_without_a_word_there_is_no_pool() -> None:
         (with_pool(router="hooks", hooks={"admit": ["x"]}), "pool.hooks.admit", "{member}"),
         (with_instance(0, server="two words"), "instance[0].server", "pattern"),
         (with_pool(backend="kubernetes"), "instance[0].workload", "StatefulSet/vllm"),
+        (in_one_object(), "instance[1].workload", "an object of its own (this one belongs to instance 'a'"),
         (with_pool(backend="kubernetes", rest="sleep"), "pool.rest", '"stop"'),
         (with_pool(drain_then="kill"), "pool.drain_then", "'keep-waiting', 'undrain' or 'stop-anyway'"),
         (with_pool(survivors_load_max=1.5), "pool.survivors_load_max", "less than or equal to 1"),

@@ -1,9 +1,8 @@
-"""Instances as replicas of a Deployment, StatefulSet or LeaderWorkerSet, through the scale subresource.
+"""Instances as Deployments, StatefulSets or LeaderWorkerSets of one replica or none (scale subresource).
 
-A member is one replica: the first of `members` is the first replica, and so on. Kubernetes takes the last
-replica away first (of a Deployment it chooses the pod itself), so only the last may be stopped. Where kvwatt
-must choose which member goes, and drain it first, give every member an object of its own, with one replica or
-none.
+A member is an object of its own. Of several replicas in one object Kubernetes takes away the last one, or of
+a Deployment any, whichever member was drained: so two members in one object are refused, and an object whose
+replicas somebody else raised is not scaled down.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import TypeVar
 from kvwattd.guard.worker import CallTimeoutError, DeadlineWorker
 from kvwattd.instances.backend import BackendError, BackendState, Cause, Withdrawn
 from kvwattd.instances.kubernetes_api import KINDS, KubeApi, Target
-from kvwattd.instances.kubernetes_state import Seen, see, slot_states
+from kvwattd.instances.kubernetes_state import Seen, see, state_of
 
 T = TypeVar("T")
 _TRIES = 4
@@ -25,20 +24,18 @@ _BACKOFF_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One object and the members that are its replicas.
+    """One member and its object.
 
     Args:
         kind: `Deployment`, `StatefulSet` or `LeaderWorkerSet`.
         namespace, name: of the object.
-        members: in the order in which replicas come; as many as there may be.
-        minimum: replicas that are never taken away.
+        member: whose only replica it is.
     """
 
     kind: str
     namespace: str
     name: str
-    members: tuple[str, ...]
-    minimum: int = 0
+    member: str
 
     @property
     def target(self) -> Target:
@@ -46,36 +43,34 @@ class Workload:
 
 
 class KubernetesBackend:
-    """Members as replicas.
+    """Members as objects.
 
     Args:
-        workloads: each member in exactly one of them.
+        workloads: one for each member.
         api: the calls.
-        deadline_s: of each call on all its objects together.
+        deadline_s: of the calls of one question or order.
 
-    Raises ValueError for an unknown kind, a member named twice, or a minimum that cannot be.
+    Raises ValueError for an unknown kind, and for a member or an object named twice.
     """
 
     name = "kubernetes"
     can_sleep = False
 
     def __init__(self, workloads: Sequence[Workload], api: KubeApi, *, deadline_s: float = 10.0) -> None:
-        self._slots: dict[str, tuple[Workload, int]] = {}
+        self._workloads: dict[str, Workload] = {}
+        owners: dict[Target, str] = {}
         for workload in workloads:
+            target, member = workload.target, workload.member
             if workload.kind not in KINDS:
                 raise ValueError(f"kind = {workload.kind!r}: one of {', '.join(KINDS)} is accepted")
-            if not 0 <= workload.minimum <= len(workload.members):
-                raise ValueError(
-                    f"{workload.target}: minimum = {workload.minimum}: 0 to {len(workload.members)}"
-                )
-            for index, member in enumerate(workload.members):
-                if member in self._slots:
-                    raise ValueError(f"instance {member!r} is in {self._slots[member][0].target} already")
-                self._slots[member] = (workload, index)
-        self._workloads = tuple(workloads)
+            if member in self._workloads:
+                raise ValueError(f"instance {member!r} is {self._workloads[member].target} already")
+            if owners.setdefault(target, member) != member:
+                raise ValueError(f"instance {member!r}: {target} is {owners[target]!r}'s: each needs its own")
+            self._workloads[member] = workload
         self._api = api
         self._deadline_s = deadline_s
-        self._workers = {workload.target: DeadlineWorker(str(workload.target)) for workload in workloads}
+        self._workers = {target: DeadlineWorker(str(target)) for target in owners}
         self._reasons: dict[str, str] = {}
 
     @property
@@ -84,46 +79,24 @@ class KubernetesBackend:
         return dict(self._reasons)
 
     async def states(self) -> Mapping[str, BackendState]:
-        """UNKNOWN for the members of an object that cannot be read; the others are told."""
+        """UNKNOWN for a member whose object cannot be read; the others are told."""
         self._reasons = {}
-        found = await asyncio.gather(*map(self._look, self._workloads))
-        return {member: state for part in found for member, state in part.items()}
+        found = await asyncio.gather(*map(self._look, self._workloads.values()))
+        return dict(zip(self._workloads, found, strict=True))
 
     async def start(self, member: str) -> None:
-        """Raise the number of replicas to include it; refused while the one before it is not wanted."""
-        workload, index = self._slot(member)
-
-        def wanted(replicas: int) -> int | None:
-            if replicas > index:
-                return None
-            if replicas < index:
-                before = workload.members[replicas]
-                raise BackendError(
-                    Cause.STATE, f"{member} cannot be started before {before}: {workload.target}"
-                )
-            return index + 1
-
-        await self._change(workload, wanted)
+        """One replica, where there is none."""
+        await self._change(self._workload(member), lambda replicas: 1 if replicas == 0 else None)
 
     async def stop(self, member: str) -> None:
-        """Lower the number of replicas so that it goes; refused while one behind it is wanted."""
-        workload, index = self._slot(member)
+        """No replica. Refused where there are several: the others were not emptied."""
+        workload = self._workload(member)
 
         def wanted(replicas: int) -> int | None:
-            if replicas <= index:
-                return None
-            if index < workload.minimum:
-                raise BackendError(
-                    Cause.STATE, f"{workload.target} keeps at least {workload.minimum} replicas"
-                )
-            if replicas > index + 1:
-                last = (
-                    workload.members[replicas - 1] if replicas <= len(workload.members) else "one of nobody's"
-                )
-                raise BackendError(
-                    Cause.STATE, f"{member} cannot be stopped before {last}: {workload.target}"
-                )
-            return index
+            if replicas > 1:
+                told = f"{workload.target} has {replicas} replicas: only {member} was emptied"
+                raise BackendError(Cause.STATE, told)
+            return 0 if replicas == 1 else None
 
         await self._change(workload, wanted)
 
@@ -141,22 +114,24 @@ class KubernetesBackend:
             worker.close()
         self._api.close()
 
-    def _slot(self, member: str) -> tuple[Workload, int]:
+    def _workload(self, member: str) -> Workload:
         try:
-            return self._slots[member]
+            return self._workloads[member]
         except KeyError:
-            raise BackendError(Cause.UNKNOWN_MEMBER, f"{member!r} is none of {sorted(self._slots)}") from None
+            raise BackendError(
+                Cause.UNKNOWN_MEMBER, f"{member!r} is none of {sorted(self._workloads)}"
+            ) from None
 
-    async def _look(self, workload: Workload) -> dict[str, BackendState]:
+    async def _look(self, workload: Workload) -> BackendState:
         try:
             seen = await self._call(workload, lambda: self._see(workload.target))
         except BackendError as error:
-            self._reasons.update(dict.fromkeys(workload.members, error.detail))
-            return dict.fromkeys(workload.members, BackendState.UNKNOWN)
-        states = dict(zip(workload.members, slot_states(seen, len(workload.members)), strict=True))
-        failed = [member for member, state in states.items() if state is BackendState.FAILED]
-        self._reasons.update(dict.fromkeys(failed, seen.stuck))
-        return states
+            self._reasons[workload.member] = error.detail
+            return BackendState.UNKNOWN
+        state = state_of(seen)
+        if state is BackendState.FAILED:
+            self._reasons[workload.member] = seen.stuck
+        return state
 
     def _see(self, target: Target) -> Seen:
         scale = self._api.scale(target)

@@ -1,4 +1,4 @@
-"""What an object and its pods say about each of its replicas. Pure."""
+"""What an object and its pods say about its replica. Pure."""
 
 from __future__ import annotations
 
@@ -54,15 +54,11 @@ def see(target: Target, found: Mapping[str, Any], pods: Sequence[Mapping[str, An
     )
 
 
-def slot_states(seen: Seen, slots: int) -> tuple[BackendState, ...]:
-    """The state of the first, second, ... replica: they come in order and go from the end."""
-    return tuple(_slot(seen, index) for index in range(slots))
-
-
-def _slot(seen: Seen, index: int) -> BackendState:
-    if index >= seen.desired:
-        return BackendState.STOPPING if index < seen.present else BackendState.STOPPED
-    if index < seen.ready:
+def state_of(seen: Seen) -> BackendState:
+    """Of the one replica. Of several (somebody else raised them) all must be ready."""
+    if seen.desired == 0:
+        return BackendState.STOPPING if seen.present else BackendState.STOPPED
+    if seen.ready >= seen.desired:
         return BackendState.RUNNING
     return BackendState.FAILED if seen.stuck else BackendState.STARTING
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 
 from kvwattd.config import Config
@@ -86,13 +85,10 @@ def _starter(config: Config, placement: Late) -> Backend:
 
 
 def _kubernetes(config: Config) -> Backend:
-    where, objects = config.pool.kubernetes, defaultdict[str, list[str]](list)
+    where, workloads = config.pool.kubernetes, []
     for item in config.instances:
-        objects[item.workload or ""].append(item.name)
-    workloads = []
-    for path, members in objects.items():
-        kind, _, name = path.partition("/")
-        workloads.append(Workload(kind, where.namespace, name, tuple(members)))
+        kind, _, name = (item.workload or "").partition("/")
+        workloads.append(Workload(kind, where.namespace, name, item.name))
     return KubernetesBackend(workloads, KubeApi(where.kubeconfig, where.context))
 
 
