@@ -135,14 +135,18 @@ class RateSummary:
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """The pool at `observed_s`. `telemetry_ok` False: never scale down, never read as zero load."""
+    """The pool at `observed_s`. `telemetry_ok` False: never scale down, never read as zero load.
+
+    `seen_per_s`: arrivals at the members that can be seen: the pool's rate is at least that."""
 
     observed_s: float
     members: tuple[Member, ...]
     rate: RateOutlook
     telemetry_ok: bool
+    seen_per_s: float = 0.0
 
     def __post_init__(self) -> None:
+        _not_negative("seen_per_s", self.seen_per_s)
         names = [member.name for member in self.members]
         if len(set(names)) != len(names):
             raise ValueError(f"members need distinct names, got {sorted(names)}")
@@ -193,7 +197,8 @@ class PoolParams:
     `less_for_s`: fewer must have been enough for so long before one goes. `survivors_load_max`: share of
     their largest rate that those who stay may carry after one left. `forecast_quantile`: quantile of the rate
     that capacity is planned for. `drain_s`: how long a drain usually takes. `stay_s`: how long a change is
-    expected to last; a start must repay itself in it.
+    expected to last; a start must repay itself in it. `mixed`: whether members of several kinds may serve
+    side by side for long; False where the router cannot give each its share.
     """
 
     minimum: int = 1
@@ -209,6 +214,7 @@ class PoolParams:
     drain_s: float = 30.0
     stay_s: float = 900.0
     min_gain_ratio: float = 0.02
+    mixed: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.minimum <= self.maximum:

@@ -106,7 +106,8 @@ def gpus_of(members: Sequence[Member], kinds: Mapping[str, EngineKind], params: 
 
 def _allowed(row: tuple[int, ...], kinds: tuple[EngineKind, ...], gpus: int, params: PoolParams) -> bool:
     held = sum(n * kind.gpus for n, kind in zip(row, kinds, strict=True))
-    return sum(row) <= params.maximum and held <= gpus
+    alike = params.mixed or sum(n > 0 for n in row) <= 1
+    return alike and sum(row) <= params.maximum and held <= gpus
 
 
 def _parked(

@@ -19,6 +19,7 @@ from kvwatt.pool import (
     MemberStatus,
     PlanMemory,
     PoolParams,
+    PoolPlan,
     PoolState,
     RateSummary,
 )
@@ -113,6 +114,52 @@ def test_telemetry_out_takes_nobody_away(case: tuple[PoolState, PoolParams, Plan
     ]
     for name, count in made.desired.items():
         assert count >= sum(m.kind == name and m.status is MemberStatus.READY for m in state.members)
+
+
+@settings(max_examples=100, deadline=None)
+@given(pools(), st.floats(0.0, 20.0))
+def test_what_is_seen_asks_for_more_and_never_for_less(
+    case: tuple[PoolState, PoolParams, PlanMemory], seen_per_s: float
+) -> None:
+    """Blind in part: whatever is seen, nobody ready goes; every kind is wanted at least as without it."""
+    state, params, memory = case
+    blind = replace(state, telemetry_ok=False)
+    quiet, busy = (plan(s, KINDS, params, memory) for s in (blind, replace(blind, seen_per_s=seen_per_s)))
+    assert all(busy.desired[kind] >= n for kind, n in quiet.desired.items())
+    assert not [a for a in busy.actions if a.action in DOWN and a.member not in _stopped_for(busy)]
+
+
+def _stopped_for(made: PoolPlan) -> set[str]:
+    """Sleeping members whose GPUs are wanted."""
+    return {a.member for a in made.actions if "GPUs are wanted" in a.reason}
+
+
+def test_one_blind_member_does_not_hold_up_the_others() -> None:
+    """One of two cannot be told; the other gets more than one carries, or has a queue: a third is started."""
+    made = members(3, 1)
+    made["l20-1"] = replace(made["l20-1"], status=MemberStatus.UNKNOWN)
+    calm = PoolState(0.0, tuple(made.values()), RateSummary(1.0, 1.1), telemetry_ok=False, seen_per_s=2.0)
+    assert plan(calm, {"l20": kind()}, PoolParams(1, 3), PlanMemory()).actions == ()
+    queue = replace(calm, members=(replace(made["l20-0"], waiting=400), *calm.members[1:]))
+    for state in (replace(calm, seen_per_s=4.0), queue):
+        found = plan(state, {"l20": kind()}, PoolParams(1, 3), PlanMemory())
+        assert [(a.member, a.action) for a in found.actions] == [("l20-2", ActionKind.START)]
+        assert "are seen" in found.reason
+
+
+def test_kinds_side_by_side_only_where_the_router_can_weigh() -> None:
+    """mixed = False: one kind carries it all, though a mix would draw less; changing over still overlaps."""
+    made = {
+        "a": Member("a", "tp1", MemberStatus.READY, 0.0, gpus=frozenset({"g0"})),
+        "b": Member("b", "tp2", MemberStatus.STOPPED, 0.0, gpus=frozenset({"g2", "g3"})),
+        "c": Member("c", "tp2", MemberStatus.STOPPED, 0.0, gpus=frozenset({"g4", "g5"})),
+    }
+    kinds = {"tp1": kind("tp1", 1), "tp2": kind("tp2", 2)}
+    for mixed, wanted in ((True, {"tp1": 1, "tp2": 1}), (False, {"tp1": 0, "tp2": 2})):
+        world = World(kinds, PoolParams(1, 3, mixed=mixed), lambda _: RateSummary(7.0, 7.5), dict(made))
+        world.run(1000.0)
+        assert world.ready() == wanted
+        assert all(sum(r.values()) >= 1 for r in world.ready_log)
 
 
 @settings(max_examples=100, deadline=None)

@@ -83,7 +83,8 @@ def ours(setting: Setting, known: Known, maker: Maker) -> DayRow:
         name: engine_kind(kind, tables[name], setting.parked_w, can_sleep=True)
         for name, kind in setting.kinds.items()
     }
-    return row(setting, play(setting, Planner(kinds, known.params), maker))
+    carried = {name: table.max_rate_per_s for name, table in tables.items()}
+    return row(setting, Pool(setting, Planner(kinds, known.params), maker, carried).run())
 
 
 def _threshold(metric: Callable[[Member], float], target: Callable[[Tuned], float]) -> Callable[..., DayRow]:

@@ -1,19 +1,21 @@
 """A virtual pool: members, a router and the GPUs, driven through a day under one scaler.
 
-The router sends a request to the ready member with the fewest unfinished ones (HAProxy's `leastconn`; the
-one that was given fewer so far among equals). Where none is ready it waits in the router, and its time there
+The router sends a request to the ready member with the fewest unfinished ones for its weight, which is in
+proportion to what its kind carries (HAProxy's `leastconn`: (n + 1) / weight, and 0 where n is 0; the one that
+was given fewer so far among equals). Where none is ready it waits in the router, and its time there
 counts in its TTFT and E2E. Energy is that of all GPUs of the setting, those that no member holds included.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Protocol
 
 from kvwatt.pool import ActionKind, Member, MemberStatus, PoolAction
+from kvwatt.pool_weights import weights
 from kvwatt_sim.day.server import HOLDS, Clocks, Kind, PoolError, Server
 from kvwatt_sim.day.setting import Setting
 from kvwatt_sim.replay.outcome import Outcome, merged
@@ -71,10 +73,19 @@ class DayRun:
 
 
 class Pool:
-    """`clocks(kind)` makes the controller of one member."""
+    """`clocks(kind)` makes the controller of one member. `capacity_per_s`: by kind, what the router's weights
+    are in proportion to; of the kinds themselves by default."""
 
-    def __init__(self, setting: Setting, scaler: Scaler, clocks: Callable[[Kind], Clocks]) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        scaler: Scaler,
+        clocks: Callable[[Kind], Clocks],
+        capacity_per_s: Mapping[str, float] | None = None,
+    ) -> None:
         self.setting, self._scaler = setting, scaler
+        known = capacity_per_s or {name: kind.capacity_per_s for name, kind in setting.kinds.items()}
+        self._weights = weights(known)
         room = len(setting.requests)
         self.servers = [
             Server(place.name, place.kind, place.gpus, lambda k=place.kind: clocks(k), room)  # type: ignore[misc]
@@ -145,7 +156,7 @@ class Pool:
         if request.arrival_s > self.now_s:  # not one that had to wait here
             for server in ready:
                 server.advance(request.arrival_s)
-        least = min(ready, key=lambda s: (s.unfinished, s.given))
+        least = min(ready, key=lambda s: (_load(s.unfinished, self._weights[s.kind.name]), s.given))
         least.give(request)
 
     def _flush(self) -> None:
@@ -198,3 +209,8 @@ class Pool:
     def _result(self) -> DayRun:
         outcome = merged([server.outcome() for server in self.servers])
         return DayRun(self.energy_j, outcome, tuple(self._events), tuple(self._samples), self._ready_s)
+
+
+def _load(unfinished: int, weight: int) -> float:
+    """By which HAProxy's `leastconn` orders servers."""
+    return (unfinished + 1) / weight if unfinished else 0.0
