@@ -64,6 +64,45 @@ class CompiledModel:
         shares = _shares(weights)
         return _mix(self.step_s, corners, shares), _mix(self.busy_w, corners, shares)
 
+    def with_prompts(
+        self, decode_batch: float, kv_tokens: float, prefills: tuple[float, ...]
+    ) -> tuple[Floats, Floats]:
+        """`step_and_power` of one batch with each of so many prompt tokens beside it: (prefills, clocks)."""
+        corners, shares = self._corners(decode_batch, kv_tokens, prefills)
+        if corners is None:
+            rows = np.full((2, len(prefills)), ((decode_batch,), (kv_tokens,)))
+            return CompiledModel.step_and_power(self, rows[0], rows[1], np.array(prefills))
+        return shares @ self.step_s.take(corners, axis=0), shares @ self.busy_w.take(corners, axis=0)
+
+    def _corners(
+        self, batch: float, kv: float, prefills: tuple[float, ...]
+    ) -> tuple[npt.NDArray[np.intp] | None, Floats]:
+        """Rows of the tables around these loads, and of which each load is which share: (prefills, rows).
+
+        None beyond the grid, or for a load that is no number."""
+        batches, contexts, chunks = self.axes
+        i, u = _cell(batches, batch)
+        j, v = _cell(contexts, kv / batch if batch > 0.0 else 0.0)
+        found = [_cell(chunks, prefill) for prefill in prefills]
+        if not all(0.0 <= w <= 1.0 for w in (u, v, *(w for _, w in found))):
+            return None, np.empty(0)
+        first, second = len(contexts) * len(chunks), len(chunks)
+        base = i * first + j * second
+        planes = (
+            (0, (1.0 - u) * (1.0 - v)),
+            (second, (1.0 - u) * v),
+            (first, u * (1.0 - v)),
+            (first + second, u * v),
+        )
+        corners = [base + plane + k + way for plane, _ in planes for k, _ in found for way in (0, 1)]
+        shares = np.zeros((len(found), len(corners)))
+        for row, (_, w) in enumerate(found):
+            for at, (_, part) in enumerate(planes):
+                column = 2 * (at * len(found) + row)
+                shares[row, column] = part * (1.0 - w)
+                shares[row, column + 1] = part * w
+        return np.array(corners), shares
+
     def idle_power_w(self) -> Floats:
         """Watts at each clock while no request runs."""
         return self.idle_w
@@ -88,6 +127,15 @@ class CompiledModel:
         first, second = sizes[1] * sizes[2], sizes[2]
         offsets = np.array([0, 1, second, second + 1, first, first + 1, first + second, first + second + 1])
         return base[:, None] + offsets, weights.T, bool((weights > 1.0).any())
+
+
+def _cell(axis: Floats, value: float) -> tuple[int, float]:
+    """Lower line of a value's cell and its place in there: 0..1 within the grid, NaN for no number."""
+    cell = min(int(axis.searchsorted(value, side="right")) - 1, len(axis) - 2)
+    if cell < 0:
+        return 0, -1.0
+    low = float(axis[cell])
+    return cell, (value - low) / (float(axis[cell + 1]) - low)
 
 
 def _blend(table: Table, corners: npt.NDArray[np.intp], weights: Floats) -> Floats:

@@ -220,6 +220,13 @@ class ClassLengths:
         row = self.rows(requests)
         return self._curves.alive(row, requests.produced, ahead, requests.limit)
 
+    def alive_and_some(
+        self, requests: Requests, ahead: Floats, who: Ints, more: Floats
+    ) -> tuple[Floats, Floats]:
+        """`alive` of all, and of the k at `who` after `more` (k, 2), in about the time of one of them."""
+        row = self.rows(requests)
+        return self._curves.alive_and_some(row, requests.produced, ahead, requests.limit, who, more)
+
     def expected_remaining(self, requests: Requests) -> Floats:
         """Expected further tokens of each request; inf before anything is known."""
         if self._classes is None:

@@ -9,13 +9,15 @@ S(l) = P(L > l) is linear within a cell. A request that has produced g tokens an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import log2
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
+Lines = tuple[Floats, Floats]  # of each cell: what its line is at zero tokens, and its slope; (rows x CELLS,)
 
 _FINE = 64
 _PER_DOUBLING = 32
@@ -36,12 +38,16 @@ def cell_of(tokens: npt.ArrayLike) -> Ints:
 
 
 def _locate(tokens: Floats) -> tuple[Ints, Floats]:
-    """Left edge and position (0..1) in its cell; in closed form, a projection asks for hundreds."""
-    inside = np.clip(tokens, 0.0, LONGEST_TOKENS)
-    octaves = np.log2(np.maximum(inside, _FINE) * (1.0 / _FINE)) * _PER_DOUBLING
-    left = np.where(inside < _FINE, inside, _FINE + octaves + 1e-9).astype(np.intp)
-    np.minimum(left, CELLS - 1, out=left)
-    return left, (inside - EDGES[left]) / WIDTHS[left]
+    """Left edge of each length's cell, and the length within the table; in closed form, a decision asks for
+    hundreds. Beyond the first cells the edge's number is below the length, and just it at their end."""
+    inside = np.minimum(tokens, LONGEST_TOKENS)
+    place = np.asarray(np.maximum(inside, _FINE))  # of a single length, too
+    np.log2(place, out=place)
+    place *= _PER_DOUBLING
+    place += _FINE + 1e-9 - _PER_DOUBLING * log2(_FINE)
+    np.minimum(place, inside, out=place)
+    left = place.astype(np.intp)
+    return np.minimum(left, CELLS - 1, out=left), inside
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +56,12 @@ class Curves:
 
     survival_rows: Floats
     tail_rows: Floats
+    _survival: Lines = field(init=False)
+    _tail: Lines = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_survival", _lines(self.survival_rows))
+        object.__setattr__(self, "_tail", _lines(self.tail_rows))
 
     @property
     def rows(self) -> int:
@@ -57,21 +69,47 @@ class Curves:
 
     def survival(self, row: Ints, tokens: Floats) -> Floats:
         """S(tokens) of each row; the arguments broadcast."""
-        return self._read(self.survival_rows, row, tokens)
+        return _read(self._survival, row * CELLS, np.maximum(tokens, 0.0))
 
     def alive(self, row: Ints, produced: Floats, ahead: Floats, limit: Floats) -> Floats:
         """P(still running after `ahead` more): row, produced and limit (n,), ahead (n, m) -> (n, m)."""
         now = np.maximum(self.survival(row, produced), _TINY)
         future = produced[:, None] + ahead
-        later = np.minimum(self.survival(row[:, None], future) / now[:, None], 1.0)
+        later = np.clip(self.survival(row[:, None], future) / now[:, None], 0.0, 1.0)
         later[(future >= limit[:, None])] = 0.0
         return np.where(ahead > 0, later, 1.0)
+
+    def alive_and_some(
+        self, row: Ints, produced: Floats, ahead: Floats, limit: Floats, who: Ints, more: Floats
+    ) -> tuple[Floats, Floats]:
+        """`alive` of all, and after `more` (k, 2) of the k requests at `who`: both in one read."""
+        n, size = len(row), ahead.size
+        tokens, base = np.empty(n + size + more.size), np.empty(n + size + more.size, dtype=np.intp)
+        first = row * CELLS
+        parts = (slice(0, n), slice(n, n + size), slice(n + size, None))
+        tokens[:n], base[:n] = produced, first
+        np.add(produced[:, None], ahead, out=tokens[parts[1]].reshape(ahead.shape))
+        np.add(produced[who, None], more, out=tokens[parts[2]].reshape(more.shape))
+        base[parts[1]].reshape(ahead.shape)[:] = first[:, None]
+        base[parts[2]].reshape(more.shape)[:] = first[who, None]
+        read = _read(self._survival, base, tokens)
+        now = np.maximum(read[:n], _TINY)
+        every = read[parts[1]].reshape(ahead.shape)
+        every /= now[:, None]
+        some = read[parts[2]].reshape(more.shape)
+        some /= now[who, None]
+        np.minimum(read, 1.0, out=read)
+        every[ahead <= 0.0], some[more <= 0.0] = 1.0, 1.0
+        if limit.min(initial=np.inf) < np.inf:
+            every[(produced[:, None] + ahead >= limit[:, None]) & (ahead > 0.0)] = 0.0
+            some[(produced[who, None] + more >= limit[who, None]) & (more > 0.0)] = 0.0
+        return every, some
 
     def residual_mean(self, row: Ints, produced: Floats, limit: Floats) -> Floats:
         """E[min(L, limit) - g | L > g]; at least one token while a request runs."""
         now = np.maximum(self.survival(row, produced), _TINY)
-        beyond = np.where(limit < LONGEST_TOKENS, self._read(self.tail_rows, row, limit), 0.0)
-        mean = (self._read(self.tail_rows, row, produced) - beyond) / now
+        beyond = np.where(limit < LONGEST_TOKENS, _read(self._tail, row * CELLS, limit), 0.0)
+        mean = (_read(self._tail, row * CELLS, produced) - beyond) / now
         return np.asarray(np.clip(mean, 1.0, np.maximum(limit - produced, 1.0)))
 
     def residual_quantile(self, row: Ints, produced: Floats, limit: Floats, q: float) -> Floats:
@@ -88,12 +126,20 @@ class Curves:
         total = np.ceil(EDGES[right - 1] + share * WIDTHS[right - 1] - 1e-6)
         return np.asarray(np.clip(total - produced, 1.0, np.maximum(limit - produced, 1.0)))
 
-    def _read(self, table: Floats, row: Ints, tokens: Floats) -> Floats:
-        left, share = _locate(tokens)
-        at = row * (CELLS + 1) + left
-        flat = table.ravel()
-        low = flat[at]
-        return np.asarray(low + share * (flat[at + 1] - low))
+
+def _lines(table: Floats) -> Lines:
+    slope = (table[:, 1:] - table[:, :-1]) / WIDTHS
+    return np.ravel(table[:, :-1] - slope * EDGES[:-1]), np.ravel(slope)
+
+
+def _read(lines: Lines, first: Ints, tokens: Floats) -> Floats:
+    """Values at `tokens` of the rows whose cells begin at `first`."""
+    left, inside = _locate(tokens)
+    at = left + first
+    value = lines[1].take(at)
+    value *= inside
+    value += lines[0].take(at)
+    return np.asarray(value)
 
 
 def curves_of(hazards: Floats) -> Curves:

@@ -114,6 +114,14 @@ class PacedModel(CompiledModel):
         factor = _factor(self.log_factor, np.asarray(decode_batch), np.asarray(prefill_tokens))
         return np.asarray(bare * factor[:, None]), power_w
 
+    def with_prompts(
+        self, decode_batch: float, kv_tokens: float, prefills: tuple[float, ...]
+    ) -> tuple[Floats, Floats]:
+        bare, power_w = CompiledModel.with_prompts(self, decode_batch, kv_tokens, prefills)
+        row = self.log_factor[_octave_of(decode_batch)].tolist()
+        factor = np.array([[math.exp(row[_octave_of(prefill)])] for prefill in prefills])
+        return np.asarray(bare * factor), power_w
+
 
 def _factor(log_factor: Floats, decode_batch: Floats, prefill: Floats) -> Floats:
     return np.asarray(np.exp(log_factor[_octave(decode_batch), _octave(prefill)]))
@@ -123,3 +131,8 @@ def _octave(tokens: Floats) -> npt.NDArray[np.intp]:
     """0 for none, 1 for 1, 2 for 2 and 3, ..."""
     octave = np.floor(np.log2(np.maximum(tokens, 0.5))) + 1.0
     return np.clip(octave, 0, _OCTAVES - 1).astype(np.intp)
+
+
+def _octave_of(tokens: float) -> int:
+    """`_octave` of one number, 0 or more."""
+    return min(math.floor(math.log2(max(tokens, 0.5))) + 1, _OCTAVES - 1)

@@ -21,9 +21,15 @@ FloatArray = npt.NDArray[np.float64]
 
 @runtime_checkable
 class RequestLengths(Protocol):
-    """What a projection asks of lengths by request: P(i still runs after ahead[i, k] more tokens)."""
+    """What is asked of lengths by request: P(i still runs after ahead[i, k] more tokens)."""
 
-    def alive(self, requests: Requests, ahead: FloatArray) -> FloatArray: ...
+    def alive(self, requests: Requests, ahead: FloatArray) -> FloatArray:
+        """Of all, (n, m)."""
+
+    def alive_and_some(
+        self, requests: Requests, ahead: FloatArray, who: npt.NDArray[np.intp], more: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Of all, and of those at `who` (k,) after `more` (k, 2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,11 @@ class _SameForAll:
         alive = np.clip(later / now[:, None], 0.0, 1.0)
         alive[(future >= requests.limit[:, None]) & (ahead > 0)] = 0.0
         return np.asarray(np.where(ahead > 0, alive, 1.0))
+
+    def alive_and_some(
+        self, requests: Requests, ahead: FloatArray, who: npt.NDArray[np.intp], more: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        return self.alive(requests, ahead), self.alive(requests.select(who), more)
 
 
 def _from_requests(

@@ -41,6 +41,11 @@ class KnownLengths:
         end = np.minimum(self.total_tokens[requests.index], requests.limit)[:, None]
         return np.asarray(((requests.produced[:, None] + ahead < end) | (ahead <= 0)).astype(np.float64))
 
+    def alive_and_some(
+        self, requests: Requests, ahead: FloatArray, who: npt.NDArray[np.intp], more: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        return self.alive(requests, ahead), self.alive(requests.select(who), more)
+
 
 @dataclass(frozen=True, slots=True)
 class Projection:

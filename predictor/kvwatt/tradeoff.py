@@ -23,18 +23,9 @@ from kvwatt.attainment import targets
 from kvwatt.budget import Budget, Standing
 from kvwatt.compiled import CompiledModel
 from kvwatt.inputs import Applied, Bounds, PolicyParams
-from kvwatt.outlook import (
-    MAX_PREFILL_SHARE,
-    Cohort,
-    FloatArray,
-    Speeds,
-    Waits,
-    cohort,
-    expected_misses,
-    gap_misses,
-    speeds,
-    waits,
-)
+from kvwatt.outlook import expected_misses, waits
+from kvwatt.outlook_cohort import Cohort, cohort
+from kvwatt.outlook_speeds import MAX_PREFILL_SHARE, FloatArray, Speeds, gap_misses, speeds
 from kvwatt.present import RequestLengths
 from kvwatt.state import Binding, Decision, EngineShape, EngineState, Forecast, Metric, Slo
 from kvwatt.traffic import Traffic
@@ -56,13 +47,13 @@ class _Scene:
     clocks_mhz: tuple[int, ...]
     those: Cohort
     pace: Speeds
-    wait: Waits
-    asked: npt.NDArray[np.intp]  # the clocks at which `wait` was computed
+    first_s: FloatArray  # until the first token of who comes behind a large burst
     metrics: tuple[Metric, ...]
     misses: FloatArray  # (metrics, clocks)
-    costs_j: FloatArray  # (metrics, clocks): price x misses beyond those at the top clock
+    lost: list[float]  # of each metric: missed at the top clock even
+    prices_j: list[float]  # of each metric
     allowed: npt.NDArray[np.bool_]
-    smooth: npt.NDArray[np.bool_]  # the promise on single gaps is kept
+    smooth: npt.NDArray[np.bool_] | None  # the promise on single gaps is kept; None: there is none
     total_j: FloatArray
     traffic: Traffic
     standings: dict[Metric, Standing]
@@ -85,7 +76,8 @@ def decide_by_request(
     those = cohort(now_s, state, traffic, shape, params.reaction_s)
     inside = float(state.running + state.waiting)
     pace = speeds(model, inside, those.kv_each_tokens, traffic, shape, bounds.factors.typical)
-    low = _lowest(pace, slo, params.margin)
+    fast = pace.share < MAX_PREFILL_SHARE
+    low = _lowest(fast, pace, slo, params.margin)
     asked, between = _spread(low, len(model.clocks_mhz), _index(model.clocks_mhz, applied.clock_mhz))
     wait = waits(those, pace, asked, traffic, shape.max_num_batched_tokens)
     strain = _strain(pace, slo)
@@ -95,7 +87,11 @@ def decide_by_request(
         for m, target in targets(slo).items()
     }
     smooth = _smooth(pace, traffic, shape, slo, params)
-    scene = _weigh(now_s, model, those, pace, wait, asked, between, misses, standings, traffic, smooth)
+    if smooth is not None:
+        fast &= smooth
+    fast[: asked[0]] = False
+    first_s = wait.first_s[-1] @ between
+    scene = _weigh(now_s, model, those, pace, first_s, between, misses, standings, traffic, fast, smooth)
     refused = _overload(scene)
     if refused is not None:
         return _default(scene, refused)
@@ -112,19 +108,19 @@ def _strain(pace: Speeds, slo: Slo) -> float:
 
 def _smooth(
     pace: Speeds, traffic: Traffic, shape: EngineShape, slo: Slo, params: PolicyParams
-) -> npt.NDArray[np.bool_]:
-    """Clocks at which few enough gaps between tokens are too long."""
+) -> npt.NDArray[np.bool_] | None:
+    """Clocks at which few enough gaps between tokens are too long; None: nothing is promised of them."""
     if slo.itl is None:
-        return np.ones(len(pace.power_w), dtype=np.bool_)
+        return None
     longer = gap_misses(pace, traffic, shape, (1.0 - params.margin) * slo.itl.limit_s)
     return np.asarray(longer <= (1.0 - params.reserve) * (1.0 - slo.itl.quantile))
 
 
-def _lowest(pace: Speeds, slo: Slo, margin: float) -> int:
+def _lowest(fast: npt.NDArray[np.bool_], pace: Speeds, slo: Slo, margin: float) -> int:
     """Column of the lowest clock that is looked at, the top one at most: those below cannot go on for long,
-    for prompts take all of the time or tokens come too slowly."""
-    slowest_s = np.inf if slo.tbt is None else (1.0 - margin) * slo.tbt.limit_s
-    fast = (pace.share < MAX_PREFILL_SHARE) & (pace.tbt_s < slowest_s)
+    for prompts take all of the time (not `fast`) or tokens come too slowly."""
+    if slo.tbt is not None:
+        fast = fast & (pace.tbt_s < (1.0 - margin) * slo.tbt.limit_s)
     low = int(fast.argmax()) if fast[-1] else len(fast) - 1
     return min(-(-low // LOW_GRAIN) * LOW_GRAIN, len(fast) - 1)
 
@@ -146,38 +142,40 @@ def _weigh(
     model: CompiledModel,
     those: Cohort,
     pace: Speeds,
-    wait: Waits,
-    asked: npt.NDArray[np.intp],
+    first_s: FloatArray,
     between: FloatArray,
     at_asked: dict[Metric, FloatArray],
     standings: dict[Metric, Standing],
     traffic: Traffic,
-    smooth: npt.NDArray[np.bool_],
+    allowed: npt.NDArray[np.bool_],
+    smooth: npt.NDArray[np.bool_] | None,
 ) -> _Scene:
     power_w = pace.power_w
     power_range_w = float(power_w.max() - power_w.min())
     metrics = tuple(at_asked)
-    misses = np.array([at_asked[m] for m in metrics]).reshape(len(metrics), len(asked)) @ between
-    lost = misses[:, -1].tolist()
-    prices_j = [standings[m].price_j(power_range_w, n) for m, n in zip(metrics, lost, strict=True)]
-    beyond = misses - misses[:, -1:]
-    costs_j = np.array(prices_j)[:, None] * beyond
-    allowed = (pace.share < MAX_PREFILL_SHARE) & smooth
-    allowed[: asked[0]] = False
+    total_j = power_w * WORTH_S
+    lost: list[float] = []
+    prices_j: list[float] = []
+    misses = np.zeros((0, len(power_w)))
     if metrics:
-        allowed &= beyond.max(axis=0) <= ADDED_SHARE * those.inside
-    total_j = power_w * WORTH_S + costs_j.sum(axis=0)
+        rows = np.array(list(at_asked.values()))
+        lost = rows[:, -1].tolist()
+        prices_j = [standings[m].price_j(power_range_w, n) for m, n in zip(metrics, lost, strict=True)]
+        misses = rows @ between
+        beyond = misses - misses[:, -1:]
+        allowed = allowed & (np.maximum.reduce(beyond) <= ADDED_SHARE * those.inside)
+        total_j += np.array(prices_j) @ beyond
     total_j[~allowed] = np.inf
     return _Scene(
         now_s,
         model.clocks_mhz,
         those,
         pace,
-        wait,
-        asked,
+        first_s,
         metrics,
         misses,
-        costs_j,
+        lost,
+        prices_j,
         allowed,
         smooth,
         total_j,
@@ -190,9 +188,9 @@ def _overload(scene: _Scene) -> str | None:
     """Why only the fastest drain will do."""
     if scene.pace.share[-1] >= MAX_PREFILL_SHARE:
         return "prompts arrive faster than the top clock computes them"
-    if not scene.smooth[-1]:
+    if scene.smooth is not None and not scene.smooth[-1]:
         return "no clock keeps every promise (full steps break ITL even at the top)"
-    for metric, lost in zip(scene.metrics, scene.misses[:, -1].tolist(), strict=True):
+    for metric, lost in zip(scene.metrics, scene.lost, strict=True):
         judged = scene.those.open(metric)
         if lost > LOST_SHARE * judged:
             told = f"{lost:.1f} of {judged:.1f} requests miss {metric.upper()}"
@@ -246,17 +244,17 @@ def _why_not_lower(scene: _Scene, i: int) -> tuple[Binding, str]:
     if i == 0:
         return Binding.LOWEST, "the lowest permitted clock"
     below = scene.clocks_mhz[i - 1]
-    if not scene.smooth[i - 1]:
+    if scene.smooth is not None and not scene.smooth[i - 1]:
         return Binding.ITL, f"{below} MHz would break ITL: a full step takes too long"
     saved_w = float(scene.pace.power_w[i] - scene.pace.power_w[i - 1])
-    more_j = (scene.costs_j[:, i - 1] - scene.costs_j[:, i]).tolist()
+    more = (scene.misses[:, i - 1] - scene.misses[:, i]).tolist()
+    more_j = [price_j * n for price_j, n in zip(scene.prices_j, more, strict=True)]
     if saved_w <= 0.0 or max(more_j, default=0.0) <= 0.0:
         return Binding.ENERGY, f"{below} MHz would keep the promises but save nothing"
     worst = more_j.index(max(more_j))
-    more = float(scene.misses[worst, i - 1] - scene.misses[worst, i])
     metric = scene.metrics[worst]
     return Binding(metric.value), (
-        f"{below} MHz would break {metric.upper()}: {more:.3f} more misses to save {saved_w:.1f} W"
+        f"{below} MHz would break {metric.upper()}: {more[worst]:.3f} more misses to save {saved_w:.1f} W"
     )
 
 
@@ -280,7 +278,7 @@ def _decision(scene: _Scene, clock_mhz: int | None, i: int, binding: Binding, re
 
 def _forecast(scene: _Scene, i: int, feasible: bool) -> Forecast:
     """What a request that arrives now has to expect: first token behind a burst, a long answer."""
-    first_s = float(np.interp(i, scene.asked, scene.wait.first_s[-1]))
+    first_s = float(scene.first_s[i])
     tbt_s = float(scene.pace.tbt_s[i])
     return Forecast(
         clock_mhz=scene.clocks_mhz[i],

@@ -12,18 +12,9 @@ from worlds import SLO, model, shape, traffic
 
 from kvwatt.attainment import Tally
 from kvwatt.budget import Budget
-from kvwatt.outlook import (
-    BURST_SHARES,
-    BURST_Z,
-    MOST_DECODES,
-    TURN_S,
-    FloatArray,
-    cohort,
-    expected_misses,
-    slow,
-    speeds,
-    waits,
-)
+from kvwatt.outlook import BURST_SHARES, BURST_Z, behind_pace, expected_misses, waits
+from kvwatt.outlook_cohort import MOST_DECODES, TURN_S, cohort
+from kvwatt.outlook_speeds import FloatArray, speeds
 from kvwatt.projection import KnownLengths
 from kvwatt.state import EngineState, Metric, RequestState, Slo, SloTarget
 
@@ -103,9 +94,10 @@ def test_what_prompts_to_come_may_do_is_counted(
     requests = tuple(RequestState(NOW_S, 500, 500, 1, first_token_s=NOW_S) for _ in those)
     group = cohort(NOW_S, EngineState(NOW_S, size, 0, 0.0, requests), QUIET, shape(), 0.5)
     total = KnownLengths(np.array([1 + more for _, more in those] + [1] * 3, dtype=np.float64))
-    slack_s = np.array([[s, s] for s, _ in those] + [[9.0, 9.0]] * 3)
-    pace = (np.array([-gain_s, gain_s]), np.full(2, scatter_s))
-    late, often = slow(group, slack_s, *pace, total)
+    slack_s, stall_s = np.array([s for s, _ in those] + [9.0] * 3), np.zeros((size + 3, 2))
+    found = behind_pace(group, slack_s, stall_s, np.array([-gain_s, gain_s]), np.full(2, scatter_s))
+    _, alive = total.alive_and_some(group.requests, np.zeros((size + 3, 0)), found.who, found.between)
+    late, often = found.misses(alive, 2)
     expected, edge, behind = 0.0, 0.0, 0.0
     for slack, more in those:
         ends = [slack + k * gain_s - BURST_Z * scatter_s * np.sqrt(k) for k in (more - 1, more, more + 1)]

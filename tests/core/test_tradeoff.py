@@ -14,7 +14,9 @@ from worlds import SLO, model, shape, traffic
 from kvwatt.attainment import Tally
 from kvwatt.budget import Budget
 from kvwatt.length_classes import ClassLengths, FinishedRequest
-from kvwatt.outlook import cohort, expected_misses, speeds, waits
+from kvwatt.outlook import expected_misses, waits
+from kvwatt.outlook_cohort import cohort
+from kvwatt.outlook_speeds import speeds
 from kvwatt.policy import Applied, Bounds, PolicyParams, decide
 from kvwatt.state import Binding, Decision, EngineState, Metric, RequestState, Slo, SloTarget
 from kvwatt.traffic import Traffic

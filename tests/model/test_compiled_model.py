@@ -39,6 +39,23 @@ def test_both_at_once_are_both(compiled: CompiledModel, scale: float) -> None:
     assert np.allclose(power_w, compiled.power_w(*loads), rtol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_one_batch_with_several_chunks_is_read_like_loads_by_themselves(
+    compiled: CompiledModel, scale: float
+) -> None:
+    """The decision's way to read the table, without prompts and on the grid's last line, too."""
+    last = float(compiled.axes[2][-1])
+    for batch, kv, prefill in zip(*(column.tolist() for column in random_loads(15, 50)), strict=True):
+        chunks = (0.0, prefill, last)
+        loads = (np.full(3, batch * scale), np.full(3, kv * scale), np.array(chunks))
+        for one, other in zip(
+            compiled.with_prompts(batch * scale, kv * scale, chunks),
+            compiled.step_and_power(*loads),
+            strict=True,
+        ):
+            assert np.allclose(one, other, rtol=1e-9)
+
+
 def test_table_is_monotone_in_the_clock_inside_and_outside_its_grid(compiled: CompiledModel) -> None:
     """Step time never rises with the clock, wherever the load lies."""
     batch, kv, prefill = random_loads(12, 300)

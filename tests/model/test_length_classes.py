@@ -220,3 +220,18 @@ def test_negative_counts_are_refused() -> None:
     """A finished request has token counts from zero."""
     with pytest.raises(ValueError, match="token counts"):
         FinishedRequest(-1, 5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(Finished, min_size=1, max_size=80), st.integers(0, 3000), st.floats(0.0, 1e6))
+def test_all_and_some_are_read_as_each_by_itself(
+    finished: list[FinishedRequest], produced: int, more: float
+) -> None:
+    """One read for a decision's two questions gives what two give."""
+    model = learnt(finished)
+    requests = Requests.known([10, 900, 4000], [produced, 0, 7], [math.inf, produced + 50.0, math.inf])
+    ahead = np.outer([1.0, 2.0, 0.0], np.geomspace(1, 50_000, 5))
+    who, between = np.array([1, 1, 2]), np.array([[0.0, more], [more, math.inf], [1.0, 1.0 + more]])
+    every, some = model.alive_and_some(requests, ahead, who, between)
+    assert np.allclose(every, model.alive(requests, ahead), atol=1e-12)
+    assert np.allclose(some, model.alive(requests.select(who), between), atol=1e-12)

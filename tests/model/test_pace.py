@@ -78,6 +78,11 @@ def test_a_paced_model_is_the_model_times_what_was_learned() -> None:
     factor = correction.factor(load[0], load[2])
     assert paced.step_time_s(*load) == pytest.approx(model().step_time_s(*load) * factor[:, None])
     assert paced.power_w(*load) == pytest.approx(model().power_w(*load))
+    for batch, kv, prefill in zip(*(column.tolist() for column in load), strict=True):
+        step_s, power_w = paced.with_prompts(batch, kv, (0.0, prefill))
+        row = np.full(2, batch), np.full(2, kv), np.array([0.0, prefill])
+        assert step_s == pytest.approx(paced.step_time_s(*row))
+        assert power_w == pytest.approx(model().power_w(*row))
     assert factor[0] > 1.25
     before = paced.step_time_s(*load)
     correction.update(batch, idle, bare, bare * 0.8)

@@ -1,0 +1,213 @@
+"""The requests inside one by one, as columns, and some that stand for those of the next seconds.
+
+Prompts are computed in the scheduler's order: each has those before it ahead and those after it behind;
+who decodes has all of them behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from math import exp, sqrt
+from operator import attrgetter
+
+import numpy as np
+import numpy.typing as npt
+
+from kvwatt.length_classes import Requests
+from kvwatt.state import EngineShape, EngineState, Metric, RequestState
+from kvwatt.traffic import PROMPT_LEVELS, Traffic
+
+FloatArray = npt.NDArray[np.float64]
+
+COMING_S = 3.0  # so many seconds of arrivals stand for those to come
+COMING_LEVELS = (0.5, 0.9, 0.99)  # of prompt and burst; each the upper end of its share
+COMING_SHARES = np.array([0.5, 0.4, 0.1])
+COMING_Z = np.array([0.0, 1.28, 2.33])
+SHRINK_REQUESTS = 4.0  # the KV tokens of a request lean on what lengths say with this weight
+MOST_DECODES, LOOKED_AT = 96, 64  # of more than so many that decode, so many are looked at
+TURN_S = 0.1
+USUAL_TBT_S = 0.05  # only sizes the time in which a request to come may meet a prompt
+TINY = 1e-9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cohort:
+    """Columns of the requests inside, in the scheduler's order, and of some that stand for those to come."""
+
+    requests: Requests
+    weight: FloatArray
+    age_s: FloatArray
+    decoding_s: FloatArray  # since the first token; 0 before it
+    started: npt.NDArray[np.bool_]
+    ahead_tokens: FloatArray  # prompt tokens computed until its first token, its own included
+    behind_tokens: FloatArray  # prompt tokens that will stall it while it decodes
+    kv_wait_tokens: FloatArray | None  # KV cache to become free before its admission; None: free for all
+    decoding: float  # requests that decode
+    kv_each_tokens: float
+    inside: float  # requests, those to come included
+
+    def open(self, metric: Metric) -> float:
+        """Requests that may still keep or miss a promise."""
+        return float(self.weight @ ~self.started) if metric is Metric.TTFT else self.inside
+
+
+def cohort(
+    now_s: float, state: EngineState, traffic: Traffic, shape: EngineShape, reaction_s: float
+) -> Cohort:
+    """Requests not listed one by one, where there are such, are taken to be like those that are."""
+    table = _columns(now_s, state)
+    listed = table.shape[1] - len(COMING_LEVELS)
+    columns, burst, met = coming(traffic, reaction_s)
+    table[:, listed:] = columns
+    table[ARRIVAL, listed:] = now_s
+    arrival_s, prompt, computed, produced, weight, limit, hint, first_s = table
+    queued = (computed < prompt).nonzero()[0]
+    ahead, behind = np.zeros((2, len(prompt)))
+    length = prompt + produced
+    flow = weight[queued] * (length[queued] - computed[queued])
+    queue, decodes = 0.0, weight[:listed]
+    if len(queued):
+        through = flow.cumsum()
+        queue = float(through[-1])
+        ahead[queued] = through
+        behind[:listed] = queue
+        behind[queued] -= through
+        decodes = decodes.copy()
+        decodes[queued] = 0.0
+    ahead[listed:] = queue + burst
+    behind[listed:] = met
+    decoding = float(decodes.sum())
+    usual = traffic.prompt_mean_tokens + traffic.output_mean_tokens / 2
+    held = float(decodes @ length[:listed])
+    free_tokens = shape.kv_capacity_tokens - state.kv_used_tokens
+    return Cohort(
+        requests=Requests(prompt, produced, limit, hint, numbered(len(prompt))),
+        weight=weight,
+        age_s=np.maximum(now_s - arrival_s, 0.0),
+        decoding_s=np.fmax(now_s - first_s, 0.0),  # 0 of NaN
+        started=first_s == first_s,
+        ahead_tokens=ahead,
+        behind_tokens=behind,
+        kv_wait_tokens=_kv_wait(computed, queued, flow, columns[PROMPT], free_tokens, queue),
+        decoding=decoding,
+        kv_each_tokens=(held + SHRINK_REQUESTS * usual) / (decoding + SHRINK_REQUESTS),
+        inside=float(weight.sum()),
+    )
+
+
+_told = attrgetter(
+    "arrival_s",
+    "prompt_tokens",
+    "computed_prompt_tokens",
+    "output_tokens",
+    "weight",
+    "max_tokens",
+    "hint_tokens",
+    "first_token_s",
+)
+ARRIVAL, PROMPT, COMPUTED, PRODUCED, WEIGHT, LIMIT, HINT = range(7)
+
+
+def _told_of(now_s: float, requests: Sequence[RequestState]) -> tuple[Sequence[RequestState], float]:
+    """Those that are looked at, and for how many of those that decode each of them stands.
+
+    All, up to MOST_DECODES. Of more every second, third ... that decodes, in turn, so that a decision costs
+    the same whatever the batch; who has prompt left to compute is always looked at."""
+    if len(requests) <= MOST_DECODES:
+        return requests, 1.0
+    prompts = [r for r in requests if r.computed_prompt_tokens < r.prompt_tokens]
+    decodes = requests
+    if prompts:
+        decodes = [r for r in requests if r.computed_prompt_tokens >= r.prompt_tokens]
+    every = -(-len(decodes) // LOOKED_AT)
+    some = decodes[round(now_s / TURN_S) % every :: every]
+    return [*some, *prompts], len(decodes) / max(len(some), 1)
+
+
+def _columns(now_s: float, state: EngineState) -> FloatArray:
+    """What `_told` names of each request, with room for those to come: (8, requests). None is NaN; no limit
+    is inf."""
+    requests, each = _told_of(now_s, state.requests)
+    count = len(requests)
+    rows = np.fromiter(chain.from_iterable(map(_told, requests)), np.float64, 8 * count)
+    table = np.empty((8, count + len(COMING_LEVELS)))
+    table[:, :count] = rows.reshape(-1, 8).T
+    limit, weight = table[LIMIT, :count], table[WEIGHT, :count]
+    limit[limit != limit] = np.inf
+    if each > 1.0:
+        weight[table[COMPUTED, :count] >= table[PROMPT, :count]] *= each
+    known = float(weight.sum())
+    if 0.0 < known < state.running + state.waiting:
+        weight *= (state.running + state.waiting) / known
+    return table
+
+
+def _kv_wait(
+    computed: FloatArray,
+    queued: npt.NDArray[np.intp],
+    flow: FloatArray,
+    prompts: FloatArray,
+    free_tokens: float,
+    queue: float,
+) -> FloatArray | None:
+    """KV cache that must become free before each is admitted: those before it come first."""
+    if queue + prompts[-1] <= free_tokens:
+        return None
+    asked = np.where(computed[queued] <= 0.0, flow, 0.0)
+    wait = np.zeros(len(computed))
+    wait[queued] = np.where(asked > 0.0, np.maximum(asked.cumsum() - free_tokens, 0.0), 0.0)
+    wait[-len(prompts) :] = np.maximum(float(asked.sum()) + prompts - free_tokens, 0.0)
+    return wait
+
+
+def coming(traffic: Traffic, reaction_s: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Of requests to come, at COMING_LEVELS: their columns as `_told` names them (8, levels), but for the
+    time; the prompt tokens until the first token beside the queue, their own and those of a burst; and the
+    prompt tokens that one of them meets while it decodes."""
+    return _coming(
+        traffic.arrival_per_s,
+        traffic.dispersion,
+        traffic.prompt_mean_tokens,
+        traffic.prompt_sd_tokens,
+        traffic.output_mean_tokens,
+        tuple(traffic.prompt_quantiles_tokens.tolist()),
+        reaction_s,
+    )
+
+
+@lru_cache(maxsize=64)  # the same from page to page, and often longer
+def _coming(
+    arrival_per_s: float,
+    dispersion: float,
+    prompt_mean: float,
+    prompt_sd: float,
+    output_mean: float,
+    quantiles: tuple[float, ...],
+    reaction_s: float,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    count = arrival_per_s * reaction_s
+    spread = sqrt(count * (dispersion * prompt_mean**2 + prompt_sd**2))
+    # Where few come, the mean share of prompts says little, and one long prompt by chance breaks the mean of
+    # a short answer.
+    any_met = max(1.0 - exp(-arrival_per_s * output_mean * USUAL_TBT_S), TINY)
+    levels = [level for q in COMING_LEVELS for level in (q, max(1.0 - (1.0 - q) / any_met, 0.0))]
+    at_levels = np.interp(levels, PROMPT_LEVELS, quantiles)
+    columns = np.empty((8, len(COMING_LEVELS)))
+    # Their prompts count as computed, for nobody waits behind them yet.
+    columns[PROMPT] = columns[COMPUTED] = prompts = at_levels[::2]
+    columns[PRODUCED], columns[WEIGHT], columns[LIMIT] = 0.0, arrival_per_s * COMING_S * COMING_SHARES, np.inf
+    columns[HINT:] = np.nan
+    ahead = count * prompt_mean + spread * COMING_Z + prompts
+    met = [tokens if level > 0.0 else 0.0 for level, tokens in zip(levels, at_levels.tolist(), strict=True)]
+    return columns, ahead, np.array(met[1::2])
+
+
+@lru_cache(maxsize=512)
+def numbered(count: int) -> npt.NDArray[np.intp]:
+    """0, 1, 2 ... as an array that nobody may write."""
+    numbers = np.arange(count)
+    numbers.flags.writeable = False
+    return numbers
