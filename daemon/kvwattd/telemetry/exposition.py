@@ -1,4 +1,4 @@
-"""The Prometheus text format, as far as a vLLM page needs it: only wanted lines are looked at.
+"""The Prometheus text format, as far as an engine's page needs it: only wanted lines are looked at.
 
 A page of 50 KB has some 600 lines of which about 170 matter. Lines are chosen by a byte prefix, and the part
 before the value (name and labels), which repeats from scrape to scrape, is parsed once and remembered.
@@ -7,14 +7,13 @@ before the value (name and labels), which repeats from scrape to scrape, is pars
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, isfinite
 
 from kvwattd.telemetry.layouts import HISTOGRAMS, SCALARS
 
-PREFIX = b"vllm:"
 SUFFIXES = ("_bucket", "_sum", "_count")
 MAX_VALUE = 2.0**53  # beyond this a float counter no longer counts
 
@@ -22,8 +21,20 @@ MAX_HEAD_BYTES = 4096  # remembered ones must not fill the memory
 
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"(?:,|$)')
 _ESCAPE = re.compile(r"\\(.)")
-_HISTOGRAM_PARTS = {name + suffix: (name, suffix) for name in HISTOGRAMS for suffix in SUFFIXES}
-_WANTED = frozenset(name.encode() for name in (*SCALARS, *_HISTOGRAM_PARTS))
+
+
+class Vocabulary:
+    """The series of one engine that are read; names stand without the engine's `prefix`."""
+
+    def __init__(self, prefix: str, scalars: Iterable[str], histograms: Iterable[str]) -> None:
+        parts = {name + suffix: (name, suffix) for name in histograms for suffix in SUFFIXES}
+        self.prefix = prefix
+        self.start = prefix.encode()
+        self.parts = {**parts, **{name: (name, "") for name in scalars}}
+        self.wanted = frozenset(name.encode() for name in self.parts)
+
+
+VLLM = Vocabulary("vllm:", SCALARS, HISTOGRAMS)
 
 
 class MetricsError(Exception):
@@ -52,7 +63,7 @@ class Series:
     bound: float  # upper bound of a histogram bucket, else 0
 
 
-def samples(page: bytes) -> Iterator[tuple[Series, bytes]]:
+def samples(page: bytes, words: Vocabulary = VLLM) -> Iterator[tuple[Series, bytes]]:
     """Every wanted sample of the page with its value still as bytes.
 
     Raises MetricsError truncated when the page does not end with a newline, not_vllm when it is empty.
@@ -61,23 +72,24 @@ def samples(page: bytes) -> Iterator[tuple[Series, bytes]]:
         raise MetricsError("not_vllm", (), "the page is empty")
     if not page.endswith(b"\n"):
         raise MetricsError("truncated", (), "the page does not end with a newline")
+    start, wanted = words.start, words.wanted
     for line in page.split(b"\n"):
-        if line.startswith(PREFIX):
+        if line.startswith(start):
             head, _, value = line.rpartition(b" ")
-            name = head[len(PREFIX) :].partition(b"{")[0].rstrip()
-            if name in _WANTED:
+            name = head[len(start) :].partition(b"{")[0].rstrip()
+            if name in wanted:
                 if len(head) > MAX_HEAD_BYTES:
-                    shown = "vllm:" + name.decode()
+                    shown = words.prefix + name.decode()
                     raise MetricsError("bad_value", (shown,), f"labels of {shown} take {len(head)} bytes")
-                yield _series(head), value
+                yield _series(head, words), value
 
 
 @lru_cache(maxsize=4096)
-def _series(head: bytes) -> Series:
-    """Parse `vllm:name{labels}` of a series that is wanted."""
-    raw_name, _, rest = head[len(PREFIX) :].partition(b"{")
+def _series(head: bytes, words: Vocabulary) -> Series:
+    """Parse `prefix:name{labels}` of a series that is wanted."""
+    raw_name, _, rest = head[len(words.start) :].partition(b"{")
     name = raw_name.rstrip().decode()
-    base, part = (name, "") if name in SCALARS else _HISTOGRAM_PARTS[name]
+    base, part = words.parts[name]
     labels = _labels(name, rest)
     bound = number(name, labels.get("le", "").encode(), infinite=True) if part == "_bucket" else 0.0
     return Series(base, part, labels.get("engine"), labels.get("model_name"), labels, bound)

@@ -1,4 +1,4 @@
-"""One scrape of one vLLM server under a hard deadline. Every failure has a cause; none returns a snapshot."""
+"""One scrape of one server under a hard deadline. Every failure has a cause; none returns a snapshot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Final
 import httpx
 
 from kvwatt.state import EngineSnapshot
-from kvwattd.telemetry.vllm_metrics import LayoutReport, MetricsError, parse, self_test
+from kvwattd.telemetry.engines import parse, self_test
+from kvwattd.telemetry.exposition import MetricsError
+from kvwattd.telemetry.report import LayoutReport
 
 MAX_PAGE_BYTES: Final = 1 << 20  # a page of one engine is about 50 KB
 MAX_VERSION_BYTES: Final = 4096
