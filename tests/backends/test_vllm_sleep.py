@@ -159,11 +159,20 @@ async def test_no_sleep_and_no_stop_with_requests(server: SimServer, http: httpx
 
 
 async def test_stop_anyway(server: SimServer, http: httpx.AsyncClient) -> None:
-    """The operator's choice after a drain that took too long."""
-    one = backend(server, SleepParams(refuse_busy_stop=False))
+    """The operator's choice after a drain that took too long lifts the refusal of that one stop, and of no
+    sleep."""
+    one = backend(server)
     asking = asyncio.create_task(http.post("/v1/completions", json={"prompt": [1], "max_tokens": 100}))
-    await asyncio.sleep(0.05)
-    await one.stop("a")
+    async with asyncio.timeout(DEADLINE_S):
+        while b"num_requests_running{" not in (page := (await http.get("/metrics")).content) or not any(
+            line.startswith(b"vllm:num_requests_running") and line.endswith(b" 1.0")
+            for line in page.split(b"\n")
+        ):
+            pass
+    assert (await refused(one.stop("a"))).cause == Cause.BUSY
+    assert (await refused(one.sleep("a", proof()))).cause == Cause.BUSY
+    await one.cut("a")
+    assert (await one.states())["a"] in (BackendState.STOPPING, BackendState.STOPPED)
     await asking
     await one.close()
 

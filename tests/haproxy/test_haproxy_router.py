@@ -113,6 +113,26 @@ async def test_an_engine_that_sleeps_fails_its_health_check(tmp_path: Path) -> N
         await eventually(lambda: "DOWN" not in s.proxy.command("show stat vllm 4 -1"), "up again")
 
 
+async def test_shares_follow_the_weights(tmp_path: Path) -> None:
+    """A server of a quarter of the weight holds about a quarter as many; a restart loses the weights too."""
+    async with scene(tmp_path) as s:
+        for member in "ab":
+            await s.router.admit(member)
+        await s.router.weigh({"a": 256, "b": 64})
+        s.a.answer_s = s.b.answer_s = 1.5
+        running = [asyncio.create_task(s.post()) for _ in range(20)]
+        await eventually(lambda: s.a.running + s.b.running == 20, "all run")
+        assert 14 <= s.a.running <= 18
+        await asyncio.gather(*running)
+        await asyncio.to_thread(s.proxy.kill)
+        with pytest.raises(RouterError):
+            await s.router.weigh({"a": 256, "b": 64})
+        await asyncio.to_thread(s.proxy.start)
+        await s.router.weigh({"a": 256, "b": 64})
+        found = [line.split()[7] for line in s.proxy.command("show servers state vllm").splitlines()[2:4]]
+        assert found == ["256", "64"]
+
+
 async def test_a_restart_loses_the_state(tmp_path: Path) -> None:
     """SIGKILL and start: out of reach meanwhile, then everybody is out, as the configuration says."""
     async with scene(tmp_path) as s:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pool_parts import PARAMS, page
+from pool_parts import PARAMS, kind, page
 
 from kvwatt.pool import ActionKind, Member, MemberStatus, PlanMemory
+from kvwattd.instances.router import RouterError
 from kvwattd.pool import capacity
 from kvwattd.pool.arrivals import Arrivals
 from kvwattd.pool.capacity_worker import TABLE, Job, Promise, Shape, Table
 from kvwattd.pool.minimum import to_minimum
 from kvwattd.pool.pace import PacedLearner
+from kvwattd.pool.shares import Shares
 
 
 @given(
@@ -43,11 +47,32 @@ def test_what_cannot_be_counted_is_a_gap() -> None:
     seen = Arrivals()
     seen.window(0.0, {"a": page(0.0, 10.0)})
     assert seen.window(1.0, {"a": page(1.0, 12.0), "b": None}) is None
+    assert seen.seen_per_s == pytest.approx(2.0), "of who can be seen"
     assert seen.window(2.0, {"a": page(2.0, 14.0), "b": page(2.0, 100.0)}) is None
     both = seen.window(3.0, {"a": page(3.0, 16.0), "b": page(3.0, 101.0)})
     assert both is not None and both.arrivals == pytest.approx(3.0)
     assert seen.window(4.0, {"a": page(4.0, 0.0), "b": page(4.0, 102.0)}) is None
     assert seen.window(5.0, {}) is None
+
+
+async def test_shares_are_told_where_kinds_differ(caplog: pytest.LogCaptureFixture) -> None:
+    """In proportion to what each carries, at every plan; a router that fails is told of once."""
+    told: list[Mapping[str, int]] = []
+
+    async def weigh(weights: Mapping[str, int]) -> None:
+        told.append(weights)
+        if len(told) > 1:
+            raise RouterError("unreachable", "nobody is there")
+
+    members = [Member("a", "tp1", MemberStatus.READY, 0.0), Member("b", "tp2", MemberStatus.READY, 0.0)]
+    kinds = {"tp1": kind(1.0), "tp2": replace(kind(4.0), name="tp2")}
+    shares = Shares(weigh)
+    await shares.keep(members, {"tp1": kind()})
+    assert told == []
+    for _ in range(3):
+        await shares.keep(members, kinds)
+    assert told == [{"a": 64, "b": 256}] * 3
+    assert caplog.text.count("nobody is there") == 1
 
 
 MEMBERS = st.lists(

@@ -67,6 +67,16 @@ async def test_an_outage_takes_nothing_away_and_passes(fault: str) -> None:
     assert [action for action, _ in bench.orders()][:1] == ["drain-to-stop"]
 
 
+async def test_who_can_be_seen_may_ask_for_more() -> None:
+    """The page of one of two is missing, and the other gets more than both carry: the third is started."""
+    bench = Bench()
+    bench.put(a="ready", b="ready")
+    await bench.period(rate_per_s=5.0, count=SETTLED)
+    await bench.period(rate_per_s=16.0, silent="b", count=3)
+    assert bench.pool.fault is not None
+    assert set(bench.orders()) == {("start", "c")}
+
+
 async def test_a_gap_is_no_zero_for_the_forecast() -> None:
     """While a page is missing nothing is told to the learner."""
     bench = Bench()

@@ -11,7 +11,7 @@ may be started again, or its GPU given away.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class BackendState(StrEnum):
@@ -105,3 +105,11 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Free our handles, never the instances."""
+
+
+@runtime_checkable
+class Cuts(Protocol):
+    """A backend whose `stop` looks for requests itself, and can be told to stop all the same."""
+
+    async def cut(self, member: str) -> None:
+        """Ask for an orderly end of this one though requests run, as the operator chose for late drains."""

@@ -121,6 +121,15 @@ class HaproxyRouter:
             return all(states)
         return not self._ordered_in.get(member, True)
 
+    async def weigh(self, weights: Mapping[str, int]) -> None:
+        """Weights of 1 to 256 by member: what `leastconn` and `roundrobin` share requests by."""
+        wanted = {self._server(member): weight for member, weight in weights.items()}
+        for socket in await self._current():
+            servers = await socket.servers(self._settings.backend)
+            for server, weight in wanted.items():
+                if server in servers and servers[server].weight != weight:
+                    await socket.order(f"set server {self._settings.backend}/{server} weight {weight}")
+
     async def close(self) -> None:
         """Nothing is held."""
 

@@ -24,11 +24,12 @@ CONFIGURED_OUT: Final = 0x04  # `disabled` in the configuration
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """One server as HAProxy tells it. `sessions`: established and queued; None: not told."""
+    """One server as HAProxy tells it. `sessions`: established and queued; `weight`: None: not told."""
 
     name: str
     admin: int
     sessions: int | None
+    weight: int | None = None
 
     @property
     def out(self) -> bool:
@@ -83,9 +84,12 @@ class HaproxySocket:
 
     async def servers(self, backend: str) -> dict[str, ServerState]:
         """Every server of a backend. Raises RouterError, unknown-member where there is no such backend."""
-        admin = _admin_states(await self.ask(f"show servers state {backend}"), backend)
+        states = _states(await self.ask(f"show servers state {backend}"), backend)
         sessions = _sessions(await self.ask(f"show stat {backend} 4 -1"), backend)
-        return {name: ServerState(name, flags, sessions.get(name)) for name, flags in admin.items()}
+        return {
+            name: ServerState(name, flags, sessions.get(name), weight)
+            for name, (flags, weight) in states.items()
+        }
 
     async def workers(self) -> tuple[int, ...]:
         """Process ids of a master's workers, those of before a reload that still serve among them."""
@@ -107,8 +111,8 @@ class HaproxySocket:
             writer.close()
 
 
-def _admin_states(text: str, backend: str) -> dict[str, int]:
-    """Read by the names in the header line: columns were added over the versions, the names stayed."""
+def _states(text: str, backend: str) -> dict[str, tuple[int, int | None]]:
+    """Flags and weight, by the names in the header line: columns come with the versions, the names stay."""
     lines = [line for line in text.splitlines() if line.strip()]
     header = next((line for line in lines if line.startswith("# ")), None)
     if header is None:
@@ -116,13 +120,15 @@ def _admin_states(text: str, backend: str) -> dict[str, int]:
             raise RouterError("unknown-member", f"HAProxy has no backend {backend!r}: {text.strip()[:200]}")
         raise RouterError("malformed", f"show servers state: no header in {text[:200]!r}")
     names = header[2:].split()
-    found: dict[str, int] = {}
+    found: dict[str, tuple[int, int | None]] = {}
     for line in lines[lines.index(header) + 1 :]:
         row = dict(zip(names, line.split(), strict=False))
         if row.get("be_name") != backend:
             continue
+        weight = row.get("srv_uweight", "")
         try:
-            found[row["srv_name"]] = int(row["srv_admin_state"])
+            flags = int(row["srv_admin_state"])
+            found[row["srv_name"]] = flags, int(weight) if weight.isdecimal() else None
         except (KeyError, ValueError) as error:
             raise RouterError("malformed", f"show servers state: cannot read {line[:200]!r}") from error
     return found

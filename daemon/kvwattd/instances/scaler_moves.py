@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from kvwatt.pool import MemberStatus
-from kvwattd.instances.backend import Backend, BackendError, Cause, Withdrawn
+from kvwattd.instances.backend import Backend, BackendError, Cause, Cuts, Withdrawn
 from kvwattd.instances.drain import empty
 from kvwattd.instances.probe import Probe
 from kvwattd.instances.router import Router, RouterError
@@ -133,6 +133,8 @@ class Mover:
         goal = r.goal
         if goal is Goal.SLEEP:
             await self._backend.sleep(r.name, r.proof)
+        elif r.force and isinstance(self._backend, Cuts):
+            await self._backend.cut(r.name)
         else:
             await self._backend.stop(r.name)
         if r.goal is goal:

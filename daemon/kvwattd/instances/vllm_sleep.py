@@ -32,15 +32,12 @@ class SleepParams:
         look_s: of each question.
         sleep_s: from the call to its answer.
         wake_s: of each step of waking.
-        refuse_busy_stop: whether `stop` refuses where requests are known to run. False where the operator
-            chose to stop anyway after a drain that took too long.
     """
 
     level: int = 1
     look_s: float = 2.0
     sleep_s: float = 120.0
     wake_s: float = 300.0
-    refuse_busy_stop: bool = True
 
 
 @dataclass(slots=True)
@@ -141,13 +138,17 @@ class SleepBackend:
 
     async def stop(self, member: str) -> None:
         """The inner backend's, unless requests are known to run. A server that cannot be asked is stopped."""
-        if self._params.refuse_busy_stop and member in self._apis:
+        if member in self._apis:
             try:
                 count = await self._apis[member].requests()
             except BackendError:
                 count = 0
             if count > 0:
                 raise BackendError(Cause.BUSY, f"{member} has {count} requests: it is not stopped")
+        await self.cut(member)
+
+    async def cut(self, member: str) -> None:
+        """Stopped whatever runs: for the one member whose drain was late and whose operator chose so."""
         if (move := self._moves.pop(member, None)) is not None:
             move.task.cancel()
         if member not in self._asking:

@@ -1,6 +1,7 @@
 """How many requests came to the whole pool in a window, from the counters of its members' pages.
 
-A member that cannot be seen leaves a gap: nothing is told for that window, and never zero.
+A member that cannot be seen leaves a gap: nothing is told for that window, and never zero. What the others
+got is told apart (`seen_per_s`): the pool got at least that.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ class Window:
 
 
 class Arrivals:
-    """Call `window` at every plan with the newest page of each member that may have requests."""
+    """Call `window` at every plan with the newest page of each member that may have requests.
+
+    `seen_per_s`: arrivals at those that could be seen, as of the last window; 0 where none could."""
 
     def __init__(self) -> None:
+        self.seen_per_s = 0.0
         self._pages: dict[str, EngineSnapshot] = {}
         self._since_s: float | None = None
 
@@ -37,14 +41,16 @@ class Arrivals:
         before, start_s = self._pages, self._since_s
         self._pages = {name: page for name, page in pages.items() if page is not None}
         self._since_s = now_s
-        if start_s is None or now_s <= start_s or not pages or len(self._pages) < len(pages):
+        self.seen_per_s = 0.0
+        if start_s is None or now_s <= start_s:
             return None
         dt_s = now_s - start_s
         rates = [_rate(before.get(name), page, dt_s) for name, page in self._pages.items()]
         known = [rate for rate in rates if rate is not None]
-        if len(known) < len(rates):
+        self.seen_per_s = max(sum(known), 0.0)
+        if not pages or len(known) < len(pages):
             return None
-        return Window(start_s, dt_s, max(sum(known), 0.0) * dt_s)
+        return Window(start_s, dt_s, self.seen_per_s * dt_s)
 
 
 def _rate(before: EngineSnapshot | None, page: EngineSnapshot, dt_s: float) -> float | None:

@@ -10,6 +10,7 @@ from kvwatt.pool_plan import plan
 from kvwattd.config import Config, InstanceConfig
 from kvwattd.config_pool import Rest
 from kvwattd.instance import InstanceRuntime
+from kvwattd.instances.haproxy import HaproxyRouter
 from kvwattd.instances.http_sd import HttpSdRouter, Listed, listed
 from kvwattd.instances.journal import FILE_NAME, Journal
 from kvwattd.instances.probe_http import HttpProbe
@@ -81,6 +82,7 @@ def build(
         targets=_targets(config, router, kinds),
         gone=placement.release,
         release=release,
+        weigh=router.weigh if isinstance(router, HaproxyRouter) else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvwatt.pool import PoolParams
 from kvwattd.config import Config
-from kvwattd.config_pool import PoolConfig
+from kvwattd.config_pool import PoolConfig, RouterName
 from kvwattd.instances.scaler_params import OnDeadline, ScalerParams
 
 CALL_S = 30.0  # of a call, on top of what a router lets pass until a withdrawal is certain
@@ -29,6 +29,7 @@ def pool_params(pool: PoolConfig, members: int) -> PoolParams:
         forecast_quantile=pool.forecast_quantile,
         drain_s=pool.expect.drain_s,
         stay_s=pool.stay_s,
+        mixed=pool.router is RouterName.HAPROXY,  # the one that is told weights
     )
 
 

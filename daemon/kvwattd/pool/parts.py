@@ -19,7 +19,6 @@ from kvwattd.instances.placement import Need, Placement
 from kvwattd.instances.process import Launch, ProcessBackend
 from kvwattd.instances.process_state import StopLimits
 from kvwattd.instances.router import NoRouter, Router
-from kvwattd.instances.scaler_params import OnDeadline
 from kvwattd.instances.systemd import SystemdBackend
 from kvwattd.instances.vllm_sleep import SleepBackend, SleepParams
 
@@ -60,10 +59,8 @@ def backend_of(config: Config, placement: Late) -> Backend:
     inner = _starter(config, placement)
     if pool.rest is Rest.STOP:
         return inner
-    params = SleepParams(
-        level=pool.sleep_level, refuse_busy_stop=OnDeadline(pool.drain_then) is not OnDeadline.STOP_ANYWAY
-    )
-    return SleepBackend(inner, {item.name: item.url for item in config.instances}, params)
+    servers = {item.name: item.url for item in config.instances}
+    return SleepBackend(inner, servers, SleepParams(level=pool.sleep_level))
 
 
 def _starter(config: Config, placement: Late) -> Backend:

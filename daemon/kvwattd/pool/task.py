@@ -38,6 +38,7 @@ from kvwattd.pool.limits import limits_of
 from kvwattd.pool.manual import ManualScale, in_force
 from kvwattd.pool.minimum import to_minimum
 from kvwattd.pool.record import PlanRecord
+from kvwattd.pool.shares import Shares, Weigh
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Pool:
         targets: Callable[[tuple[Member, ...], bool], tuple[Listed, ...] | None],
         gone: Callable[[str], None],
         release: Callable[[], Awaitable[None]],
+        weigh: Weigh | None = None,
     ) -> None:
         self._runs = runs
         self.scaler = scaler
@@ -99,6 +101,7 @@ class Pool:
         self.backend, self.router = names
         self._targets = targets
         self._gone, self._release = gone, release
+        self._shares = Shares(weigh)
         self._arrivals = Arrivals()
         # What an earlier run changed, and how the traffic moves, is not known yet: as after a change.
         self._memory = PlanMemory(last_up_s=now())
@@ -171,6 +174,8 @@ class Pool:
         plan = self._planned(now_s, members, params)
         self._memory = plan.memory
         refused = await self._apply(plan.actions) if self.scaler.acting else ()
+        if self.scaler.acting:
+            await self._shares.keep(members, self.kinds.known())
         blind = self.fault is not None
         self.plans.add(plan, self.manual is not None, blind, self.scaler.acting, refused)
 
@@ -181,7 +186,8 @@ class Pool:
         if self.forecast is None or not known:
             why = "no model and lengths of answers yet" if not known else "no rate of requests yet"
             return to_minimum(now_s, members, params, self._memory, why)
-        state = PoolState(now_s, known, self.forecast, self.fault is None)
+        seen_per_s = self._arrivals.seen_per_s
+        state = PoolState(now_s, known, self.forecast, self.fault is None, seen_per_s)
         return self._planner(state, kinds, params, self._memory)
 
     def _learn(self, now_s: float, members: tuple[Member, ...]) -> None:
