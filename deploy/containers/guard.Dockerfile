@@ -22,6 +22,7 @@ RUN apt-get update \
  && install -d -m 0700 /var/lib/kvwatt-guard \
  && install -d -m 0750 -g 8484 /run/kvwatt
 COPY --from=build /opt/kvwatt /opt/kvwatt
+COPY --chmod=0644 deploy/containers/guard.toml /etc/kvwatt/guard.toml
 # PYTHONPATH instead of a virtual environment: the interpreter is Debian's, read-only. The container toolkit adds
 # the driver's libnvidia-ml for `utility`, no CUDA.
 ENV PYTHONPATH=/opt/kvwatt PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \

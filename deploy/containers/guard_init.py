@@ -3,7 +3,7 @@
 Starts the guard, kills it when it misses its watchdog, undoes after any end what its record names, and starts
 it again, unless it cannot start as configured (exit status 2). Standard library only.
 
-KVWATT_GUARD_GPUS=visible allows every GPU that the container was given, instead of those that guard.toml names.
+KVWATT_GUARD_GPUS=visible allows every GPU that the container was given, instead of those in guard.toml.
 """
 
 from __future__ import annotations
