@@ -15,6 +15,7 @@ when blocks are short; a waiting request is admitted when its whole sequence fit
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from kvwatt.state import EngineShape, RequestState
 from kvwatt_sim.engine.live import DecodeGroup, Live, Phase
@@ -45,6 +46,8 @@ class Engine:
         self.counters = Counters()
         self.hold_arrivals = False  # who is added waits until `release`; those behind it wait, too
         self.admit_blocks: int | None = None  # see `_may_join`
+        # How many may run in the coming step; asked before each while somebody waits.
+        self.seats: Callable[[], int] | None = None
         self._hit_ratio = prefix_hit_ratio
         self._token_events = token_events
         self._budget_blocks = shape.num_blocks - 1
@@ -122,6 +125,7 @@ class Engine:
             raise RuntimeError(f"step {self._plan.step_index} is not completed")
         if not self._requests:
             return None
+        seats = self._seats()
         preempted: list[str] = []
         self._chunks = []
         self._book_decodes(preempted)
@@ -131,7 +135,7 @@ class Engine:
         decode_batch = len(self._decodes)
         if not preempted:
             budget -= sum(tokens for _, tokens in chunks)
-            chunks += self._admit(budget, now_s)
+            chunks += self._admit(seats, budget, now_s)
         if not (decode_batch or chunks or preempted):
             return None
         self._plan = self._make_plan(now_s, decode_batch, chunks, preempted)
@@ -185,9 +189,13 @@ class Engine:
             budget -= tokens
         return chunks
 
-    def _admit(self, budget: int, now_s: float) -> list[tuple[Live, int]]:
+    def _seats(self) -> int:
+        most = self.shape.max_num_seqs
+        return min(self.seats(), most) if self.seats is not None and self._waiting else most
+
+    def _admit(self, seats: int, budget: int, now_s: float) -> list[tuple[Live, int]]:
         chunks: list[tuple[Live, int]] = []
-        while self._waiting and budget > 0 and len(self._running) < self.shape.max_num_seqs:
+        while self._waiting and budget > 0 and len(self._running) < seats:
             live = self._waiting[0]
             if live.held or not self._may_join(self._blocks(live.target)):
                 break

@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import cache
 from pathlib import Path
@@ -57,6 +57,7 @@ _Array: TypeAlias = npt.NDArray[Any]
 _COUNTS = "generated computed blocks preempted kv_offset output_offset finish_at"
 _LINKS = "next prev p_next p_prev f_next f_prev"
 _I, _D = ctypes.c_int64, ctypes.c_double
+_SEATS = ctypes.CFUNCTYPE(ctypes.c_int64)
 _IS, _DS = ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_double)
 
 
@@ -96,6 +97,7 @@ class CPlant(ctypes.Structure):
         *_all(_D, "now_s energy_j power_w switch_at_s"),
         *_all(_I, "clock_mhz pending_mhz actual_mhz prefill_mhz"),
         *_all(_Meter, "ttft tbt itl e2e prompts outputs iterations"),
+        ("seats", _SEATS),
     ]
 
 
@@ -116,6 +118,8 @@ class Kernel:
         self._library = _library()
         self.c = CPlant()
         self.arrays: dict[str, _Array] = {}
+        self._rule: Callable[[], int] | None = None
+        self._failed: Exception | None = None
         n = len(arrival_s) + room
         for name, values in (("arrival_s", arrival_s), ("prompt", prompt), ("total", total)):
             self._own(name, np.concatenate([values, np.zeros(room, dtype=values.dtype)]))
@@ -140,6 +144,25 @@ class Kernel:
     def advance(self, until_s: float) -> None:
         """Run until `until_s`."""
         self._library.kvr_advance(ctypes.byref(self.c), until_s)
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise failed
+
+    def ask_seats(self, rule: Callable[[], int] | None) -> None:
+        """Ask `rule` before each step in which somebody waits how many may run; None: as many as may ever.
+
+        What it raises comes out of the `advance` that asked; the step then keeps its usual seats."""
+        self._rule = rule
+        self._asked = _SEATS(self._seats) if rule is not None else _SEATS()
+        self.c.seats = self._asked
+
+    def _seats(self) -> int:
+        if self._rule is not None and self._failed is None:
+            try:
+                return self._rule()
+            except Exception as error:  # an exception must not pass through compiled code
+                self._failed = error
+        return int(self.c.max_seqs)
 
     def add(self, arrival_s: float, prompt: int, total: int) -> None:
         """One more request; it must arrive after all others."""

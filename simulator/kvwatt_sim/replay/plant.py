@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,16 @@ from kvwatt_sim.replay.outcome import Outcome, Served
 from kvwatt_sim.traces import TraceRequest
 
 MAX_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Prompt and output tokens so far of everyone inside: the first `running` are the batch in its order,
+    the others the queue."""
+
+    running: int
+    prompts: list[int]
+    outputs: list[int]
 
 
 class VirtualPlant:
@@ -115,6 +126,21 @@ class VirtualPlant:
         """Admit only what leaves at most so many KV blocks in use (None: all there are). What runs may
         grow beyond; an empty batch takes whoever is first."""
         self._c.admit_blocks = self._c.budget_blocks if blocks is None else blocks
+
+    def seat(self, rule: Callable[[VirtualPlant], int] | None) -> None:
+        """From now on `rule` says before each step in which somebody waits how many may run in it (None: as
+        many as the engine takes). Who runs already is never thrown out by it."""
+        self._kernel.ask_seats(None if rule is None else lambda: rule(self))
+
+    def sequences(self) -> Sequences:
+        """Everyone inside, between two steps."""
+        a, who = self._arrays, self._kernel.everyone()
+        made = np.where(
+            a["phase"][who] == DECODE,
+            self._c.decode_steps - self._c.in_flight + a["output_offset"][who],
+            a["generated"][who],
+        )
+        return Sequences(self.running, a["prompt"][who].tolist(), made.tolist())
 
     def queue(self) -> tuple[int, ...]:
         """Places in the trace of those that wait, in their order."""

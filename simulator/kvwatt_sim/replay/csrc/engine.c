@@ -191,15 +191,20 @@ static void continue_prefills(kvr_plant *plant, int64_t budget, int *preempted, 
     }
 }
 
+static int64_t seats_for(const kvr_plant *plant)
+{
+    return plant->seats && plant->waiting ? smaller(plant->seats(), plant->max_seqs) : plant->max_seqs;
+}
+
 /* An empty batch takes whoever is first, whatever the cap: else it would never be served. */
 static int within_cap(const kvr_plant *plant, int64_t blocks)
 {
     return !plant->running || plant->budget_blocks - plant->free_blocks + blocks <= plant->admit_blocks;
 }
 
-static void admit(kvr_plant *plant, int64_t budget, chunk_sum *sum)
+static void admit(kvr_plant *plant, int64_t seats, int64_t budget, chunk_sum *sum)
 {
-    while (plant->waiting && budget > 0 && plant->running < plant->max_seqs) {
+    while (plant->waiting && budget > 0 && plant->running < seats) {
         int64_t r = plant->queue.head;
         int64_t blocks = blocks_for(plant, target_of(plant, r));
         if (plant->held[r] || blocks > plant->free_blocks || !within_cap(plant, blocks))
@@ -232,6 +237,7 @@ int kvr_schedule(kvr_plant *plant)
 {
     if (plant->running + plant->waiting == 0)
         return 0;
+    int64_t seats = seats_for(plant);
     int preempted = 0;
     chunk_sum sum = { 0, 0.0 };
     plant->n_chunks = 0;
@@ -239,7 +245,7 @@ int kvr_schedule(kvr_plant *plant)
     int64_t budget = plant->max_batched - plant->members;
     continue_prefills(plant, budget, &preempted, &sum);
     if (!preempted)
-        admit(plant, budget - sum.tokens, &sum);
+        admit(plant, seats, budget - sum.tokens, &sum);
     if (!plant->members && !plant->n_chunks && !preempted) /* all that wait are held */
         return 0;
     plant->decode_batch = plant->members;

@@ -74,6 +74,8 @@ typedef struct {
     double now_s, energy_j, power_w, switch_at_s;
     int64_t clock_mhz, pending_mhz, actual_mhz, prefill_mhz; /* prefill_mhz 0: clock_mhz for all steps */
     kvr_meter ttft, tbt, itl, e2e, prompts, outputs, iterations;
+    /* How many may run in the coming step; asked before each while somebody waits. NULL: max_seqs. */
+    int64_t (*seats)(void);
 } kvr_plant;
 
 typedef struct {
