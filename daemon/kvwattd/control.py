@@ -32,6 +32,7 @@ from kvwattd.api.schemas import (
     SloSetView,
     SloView,
     StatusView,
+    TrajectoryView,
 )
 from kvwattd.api.tokens import TokenFile
 from kvwattd.config import ConfigError, Mode
@@ -46,6 +47,7 @@ from kvwattd.pool.views import pool_view
 from kvwattd.regime import Regime
 from kvwattd.reload import Reloader
 from kvwattd.version import kvwatt_version
+from kvwattd.views_page import trajectory_view
 
 HEALTHY_TICK_AGE_S = 2.0
 READY_REGIMES = frozenset({Regime.SHADOW, Regime.ACTIVE, Regime.OVERRIDE, Regime.OFF, Regime.PARKED})
@@ -96,9 +98,12 @@ class Control:
         d = self._daemon
         now_s = d.now()
         return [
-            views.instance_view(run, d.mode, now_s, self._unix, self.model(name))
+            views.instance_view(run, d.mode, now_s, self._unix, self.model(name), d.permitted_clocks(run))
             for name, run in d.runs.items()
         ]
+
+    def trajectory(self, instance: str) -> TrajectoryView | None:
+        return trajectory_view(self._run(instance), self._daemon.now(), self._unix)
 
     def decisions(self, instance: str | None, limit: int) -> list[DecisionView]:
         runs = [self._run(instance)] if instance is not None else list(self._daemon.runs.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvwatt.attainment import within
 from kvwatt.state import Histogram, Metric
@@ -37,12 +37,18 @@ from kvwattd.model_versions import SHIPPED, Version
 from kvwattd.observation import Observation
 from kvwattd.telemetry.energy_counter import EnergyReading
 from kvwattd.views_energy import attribution_view
+from kvwattd.views_page import clock_range_view, quantile_s
 
 Unix = Callable[[float], float]  # monotonic seconds -> unix seconds
 
 
 def instance_view(
-    run: InstanceRuntime, mode: Mode, now_s: float, unix: Unix, model: ModelView
+    run: InstanceRuntime,
+    mode: Mode,
+    now_s: float,
+    unix: Unix,
+    model: ModelView,
+    permitted_mhz: Sequence[int] = (),
 ) -> InstanceView:
     seen = run.observation.snapshot
     gpus = gpu_views(run, now_s)
@@ -57,6 +63,7 @@ def instance_view(
         regime_reason=run.standing.reason,
         mode=mode,
         clock_target_mhz=run.confirmed_mhz,
+        clocks=clock_range_view(run.gpus, permitted_mhz),
         clock_changes_total=run.clock_changes,
         gpus=gpus,
         power_w=sum(known_w) if known_w else None,
@@ -166,13 +173,15 @@ def attainment_views(run: InstanceRuntime, now_s: float) -> dict[Metric, Attainm
     for metric, target, before, after in pairs:
         if target is None:
             continue
-        kept = within(_since(after, before), target.limit_s)
+        since = _since(after, before)
+        kept = within(since, target.limit_s)
         out[metric] = AttainmentView(
             limit_s=target.limit_s,
             quantile=target.quantile,
             met=kept.met,
             total=kept.total,
             ratio=kept.ratio,
+            observed_s=quantile_s(since, target.quantile),
             window_s=run.promises.window_s,
             window_total=budget[metric].seen,
             window_missed=budget[metric].missed,

@@ -9,6 +9,7 @@ from kvwattd.api.ports import Rejected, UnknownInstance
 from kvwattd.api.schemas import (
     AttainmentView,
     BuildView,
+    ClockRangeView,
     ConfigStateView,
     DecisionView,
     DurationView,
@@ -38,6 +39,7 @@ from kvwattd.api.schemas import (
     StatusView,
     StepView,
     TelemetryView,
+    TrajectoryView,
 )
 from kvwattd.config import Mode
 from kvwattd.instances.http_sd import Listed
@@ -49,6 +51,18 @@ READ_TOKEN = "fedcba9876543210-secret"
 SUPPORTED_MHZ = (600, 900, 1200)
 CONFIGURED = SloView.of(Slo(tbt=SloTarget(0.1)))
 REFIT = RefitView(enabled=True, samples=321, last="kept", outcomes_total={"kept": 3, "promoted": 2})
+
+TRAJECTORY = TrajectoryView(
+    observed_unix_s=1_700_000_000.0,
+    level=0.9,
+    times_s=[0.0, 1.0, 5.0],
+    batch=[8.0, 9.0, 9.5],
+    batch_low=[8.0, 7.0, 6.0],
+    batch_high=[8.0, 11.0, 13.0],
+    kv_usage=[0.25, 0.27, 0.3],
+    kv_usage_low=[0.25, 0.24, 0.2],
+    kv_usage_high=[0.25, 0.3, 0.4],
+)
 
 
 class FakePlane:
@@ -86,6 +100,12 @@ class FakePlane:
 
     def instances(self) -> list[InstanceView]:
         return [instance_view(self.mode_view.mode, self.slo_views["chat"], self.by_hand), blind_instance()]
+
+    def trajectory(self, instance: str) -> TrajectoryView | None:
+        names = [view.name for view in self.instances()]
+        if instance not in names:
+            raise UnknownInstance(instance, names)
+        return TRAJECTORY if instance == "chat" else None
 
     def decisions(self, instance: str | None, limit: int) -> list[DecisionView]:
         if instance is not None:
@@ -228,6 +248,9 @@ def instance_view(mode: Mode, slo: SloView, override: OverrideView | None) -> In
         regime=Regime.SHADOW,
         mode=mode,
         clock_target_mhz=900,
+        clocks=ClockRangeView(
+            supported_min_mhz=210, supported_max_mhz=2520, permitted_min_mhz=600, permitted_max_mhz=1200
+        ),
         clock_changes_total=7,
         gpus=[gpu],
         power_w=151.5,

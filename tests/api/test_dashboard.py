@@ -9,8 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import pytest_asyncio
 from fake_plane import TOKEN, FakePlane
-from playwright.async_api import Error, Page, async_playwright, expect
+from playwright.async_api import Browser, Error, Page, async_playwright, expect
 from token_files import in_process, opened
 
 from kvwattd.api.app import create_app
@@ -21,6 +22,8 @@ from kvwattd.dashboard.files import NAMES, PLOTLY
 
 PATIENCE_MS = 20_000
 PHONE = {"width": 360, "height": 740}
+# The browser takes longer to start than any test to run: one for all of them, hence one event loop.
+in_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 
 @dataclass
@@ -31,18 +34,19 @@ class Looked:
     url: str
     complaints: list[str] = field(default_factory=list)
 
+    async def say(self, wanted: str) -> None:
+        """Wait until the page answers a control with these words."""
+        await self.page.locator("#said").get_by_text(wanted).wait_for()
 
-@pytest.fixture
-async def served(plane: FakePlane, access: Access) -> AsyncIterator[str]:
-    server = ApiServer(create_app(plane, access), Endpoints())
-    await server.start()
-    yield server.url
-    await server.stop()
+    async def give_token(self) -> None:
+        await self.page.get_by_role("button", name="token").click()
+        await self.page.get_by_label("token", exact=True).fill(TOKEN)
+        await self.page.get_by_role("button", name="use").click()
 
 
-@pytest.fixture
-async def looked(served: str) -> AsyncIterator[Looked]:
-    """Chromium on the page. Skips where there is none."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """Chromium. Skips where there is none."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium on PATH (Debian: apt-get install chromium)")
@@ -51,25 +55,40 @@ async def looked(served: str) -> AsyncIterator[Looked]:
             browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         except Error as error:
             pytest.skip(f"Chromium does not start: {error}")
-        page = await browser.new_page(viewport=PHONE, color_scheme="dark")
-        page.set_default_timeout(PATIENCE_MS)
-        looked = Looked(page, served)
-        page.on("console", lambda said: looked.complaints.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: looked.complaints.append(str(error)))
-        await page.goto(served)
-        await page.get_by_text("live", exact=True).wait_for()
-        yield looked
+        yield browser
         await browser.close()
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def looked(plane: FakePlane, access: Access, browser: Browser) -> AsyncIterator[Looked]:
+    """A phone on the page of a daemon of its own."""
+    server = ApiServer(create_app(plane, access), Endpoints())
+    await server.start()
+    context = await browser.new_context(viewport=PHONE, color_scheme="dark")
+    page = await context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    looked = Looked(page, server.url)
+    page.on("console", lambda said: looked.complaints.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: looked.complaints.append(str(error)))
+    await page.goto(server.url)
+    await page.get_by_text("live", exact=True).wait_for()
+    yield looked
+    await context.close()
+    await server.stop()
+
+
+@in_one_loop
 async def test_it_is_live_and_complains_of_nothing(looked: Looked, plane: FakePlane) -> None:
     """Plots are drawn, changes show, nothing is fetched from elsewhere, it fits a phone."""
     page = looked.page
-    await page.locator("#plot-clock svg.main-svg").first.wait_for()
+    await page.locator("#plot-kv svg.main-svg").first.wait_for()
+    await plots_have_the_range_and_the_band(page)
     assert await page.locator("#regime").inner_text() == plane.instances()[0].regime
     assert "FAILSAFE" in await page.locator("#alarms").inner_text()  # the other instance
+    assert "nothing is written" in await page.locator("#banner").inner_text()
     plane.mode_view = plane.mode_view.model_copy(update={"mode": Mode.OFF})
     await expect(page.get_by_label("mode", exact=True)).to_have_value("off")
+    await expect(page.locator("#banner")).to_contain_text("Off.")
     wide = await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 0
     fetched = await page.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)")
@@ -78,20 +97,78 @@ async def test_it_is_live_and_complains_of_nothing(looked: Looked, plane: FakePl
     assert looked.complaints == []
 
 
-async def test_a_promise_is_changed_with_a_token_and_not_without(looked: Looked, plane: FakePlane) -> None:
-    """The same form: refused in words before the token is given, done after."""
+async def plots_have_the_range_and_the_band(page: Page) -> None:
+    """The supported clocks as lines, those to choose from as a shade; batch and KV ahead with their band."""
+    shapes = await page.evaluate(
+        "document.getElementById('plot-clock').layout.shapes.map((s) => [s.type, s.y0, s.y1])"
+    )
+    assert shapes == [["rect", 600, 1200], ["line", 210, 210], ["line", 2520, 2520]]
+    for plot, low, mean, high in (
+        ("plot-batch", [8, 7, 6], [8, 9, 9.5], [8, 11, 13]),
+        ("plot-kv", [0.25, 0.24, 0.2], [0.25, 0.27, 0.3], [0.25, 0.3, 0.4]),
+    ):
+        drawn = await page.evaluate(
+            f"document.getElementById('{plot}').data.map((t) => [t.name, Array.from(t.y), t.fill ?? ''])"
+        )
+        assert ["band", low, ""] in drawn and ["band", high, "tonexty"] in drawn
+        assert ["projected", mean, ""] in drawn
+        assert "projected before" in [name for name, _, _ in drawn]
+
+
+@in_one_loop
+async def test_promises_clocks_and_instances_are_set_with_a_token_and_not_without(
+    looked: Looked, plane: FakePlane
+) -> None:
+    """The same form: refused in words before the token is given, done after, and what is set shows."""
     page = looked.page
     await page.get_by_label("tbt limit in seconds").fill("0.25")
-    await page.get_by_role("button", name="promise this").click()
-    await page.get_by_role("alert").get_by_text("token").wait_for()
-    await page.get_by_role("button", name="token").click()
-    await page.get_by_label("token", exact=True).fill(TOKEN)
-    await page.get_by_role("button", name="use").click()
-    await page.get_by_role("button", name="promise this").click()
-    await page.get_by_role("alert").get_by_text("done").wait_for()
+    await page.get_by_role("button", name="set promises").click()
+    await looked.say("token")
+    await looked.give_token()
+    await page.get_by_role("button", name="set promises").click()
+    await looked.say("done")
     told = plane.slo_views["chat"].tbt
-    assert told is not None
-    assert told.limit_s == 0.25
+    assert told is not None and told.limit_s == 0.25
+    await expect(page.locator("#promises")).to_contain_text("250 ms for 99 %")
+
+    await page.get_by_label("clock in MHz").fill("901")
+    await page.get_by_role("button", name="hold this clock").click()
+    await looked.say("not a supported clock")
+    await page.get_by_label("clock in MHz").fill("900")
+    await page.get_by_label("minutes of this clock").fill("2")
+    await page.get_by_role("button", name="hold this clock").click()
+    await expect(page.locator("#override-left")).to_contain_text("another")
+    assert plane.by_hand is not None
+    assert (plane.by_hand.clock_mhz, plane.by_hand.left_s) == (900, 120.0)
+
+    await page.get_by_label("number of instances").fill("3")
+    await page.get_by_label("minutes of this number").fill("5")
+    await page.get_by_role("button", name="scale by hand").click()
+    await expect(page.locator("#pool-view")).to_contain_text("3 set by hand")
+    assert plane.scale_by_hand is not None
+    assert (plane.scale_by_hand.instances, plane.scale_by_hand.left_s) == (3, 300.0)
+    await page.locator("#pool").get_by_role("button", name="automatic").click()
+    await expect(page.locator("#pool-view")).not_to_contain_text("set by hand")
+    assert plane.scale_by_hand is None
+
+
+@in_one_loop
+async def test_the_mode_is_changed_only_when_meant(looked: Looked, plane: FakePlane) -> None:
+    """A slip of the thumb changes nothing: it asks first."""
+    page, answers = looked.page, [False, True]
+
+    async def answer(dialog: object) -> None:
+        await (dialog.accept() if answers.pop(0) else dialog.dismiss())  # type: ignore[attr-defined]
+
+    page.on("dialog", answer)
+    await looked.give_token()
+    await page.get_by_label("mode", exact=True).select_option("active")
+    await expect(page.get_by_label("mode", exact=True)).to_have_value("shadow")
+    assert plane.mode_view.mode is Mode.SHADOW
+    await page.get_by_label("mode", exact=True).select_option("active")
+    await looked.say("done")
+    assert plane.mode_view.mode is Mode.ACTIVE
+    await expect(page.locator("#banner")).to_be_hidden()
 
 
 async def test_events_ask_for_a_token_where_reading_does(token_file: Path) -> None:
@@ -103,6 +180,8 @@ async def test_events_ask_for_a_token_where_reading_does(token_file: Path) -> No
 
 async def test_every_file_is_served_with_its_headers(client: httpx.AsyncClient) -> None:
     """Types, no foreign sources, answers to a browser that has the file already; no other file."""
+    folder = Path(__file__).parents[2] / "daemon" / "kvwattd" / "dashboard" / "page"
+    assert {path.name for path in folder.iterdir()} == {*NAMES, "index.html"}
     for name in (*NAMES, PLOTLY):
         answer = await client.get(f"/dashboard/{name}")
         assert answer.status_code == 200, name

@@ -28,6 +28,7 @@ from kvwattd.api.schemas import (
     SettingsView,
     SloView,
     StatusView,
+    TrajectoryView,
 )
 from kvwattd.instances.http_sd import Listed
 
@@ -58,6 +59,9 @@ class ControlPlane(Protocol):
     def status(self) -> StatusView: ...
 
     def instances(self) -> list[InstanceView]: ...
+
+    def trajectory(self, instance: str) -> TrajectoryView | None:
+        """Where batch and KV cache go from here; None while there is nothing to project from."""
 
     def decisions(self, instance: str | None, limit: int) -> list[DecisionView]:
         """The newest `limit` decisions, newest first, of one instance or of all."""

@@ -24,6 +24,7 @@ from kvwattd.api.schemas import (
     StatusView,
     TargetGroupView,
     TargetsView,
+    TrajectoryView,
 )
 from kvwattd.instances.http_sd import plain, prometheus_sd
 
@@ -60,6 +61,11 @@ def _instances(router: APIRouter, plane: ControlPlane) -> None:
         if instance not in views:
             raise UnknownInstance(instance, views)
         return views[instance]
+
+    @router.get("/instances/{instance}/trajectory")
+    async def trajectory(instance: str) -> TrajectoryView | None:
+        """Batch and KV cache over the coming seconds with their band; null while nothing can be projected."""
+        return plane.trajectory(instance)
 
     @router.get("/instances/{instance}/model")
     async def model(instance: str) -> ModelView:

@@ -12,24 +12,29 @@ from collections.abc import AsyncIterator
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
+from pydantic import Field
 
 from kvwattd.api.ports import ControlPlane
 from kvwattd.api.problems import Refused
-from kvwattd.api.schemas import DecisionView, StatusView
+from kvwattd.api.schemas import DecisionView, StatusView, TrajectoryView
 from kvwattd.api.schemas.base import View
 
 PERIOD_S = 1.0
 STREAM_S = 20.0
 STREAMS = 16
 DECISIONS = 40
+# Each takes a fraction of a millisecond of the daemon's loop; of more instances the page asks for the one
+# that it shows.
+TRAJECTORIES = 16
 
 
 class FrameView(View):
-    """What the page shows: the state now and the newest decisions."""
+    """What the page shows: the state now, the newest decisions and where every instance is heading."""
 
     unix_s: float
     status: StatusView
     decisions: list[DecisionView]
+    trajectories: dict[str, TrajectoryView] = Field(default_factory=dict, description="by instance")
 
 
 class Frames:
@@ -45,13 +50,20 @@ class Frames:
         """The frame of this second."""
         now_s = time.monotonic()
         if now_s - self._made_s >= PERIOD_S / 2:
+            status = self._plane.status()
             frame = FrameView(
                 unix_s=time.time(),
-                status=self._plane.status(),
+                status=status,
                 decisions=self._plane.decisions(None, DECISIONS),
+                trajectories=self._trajectories(status),
             )
             self._text, self._made_s = f"data: {frame.model_dump_json()}\n\n", now_s
         return self._text
+
+    def _trajectories(self, status: StatusView) -> dict[str, TrajectoryView]:
+        names = [view.name for view in status.instances][:TRAJECTORIES]
+        found = {name: self._plane.trajectory(name) for name in names}
+        return {name: view for name, view in found.items() if view is not None}
 
     async def stream(self) -> AsyncIterator[str]:
         """Frames until the stream's time is over."""

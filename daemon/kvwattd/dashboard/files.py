@@ -16,7 +16,19 @@ from fastapi import APIRouter, Request, Response
 from kvwattd.api.problems import Refused
 
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
-NAMES = ("app.js", "cards.js", "controls.js", "plots.js", "stream.js", "style.css", "icon.svg")
+NAMES = (
+    "app.js",
+    "cards.js",
+    "controls.js",
+    "health.js",
+    "plots.js",
+    "pool.js",
+    "promises.js",
+    "stream.js",
+    "words.js",
+    "style.css",
+    "icon.svg",
+)
 PLOTLY = "plotly.js"
 HEADERS = {
     # Plotly styles its plots by inline rules; scripts and data come from here alone.

@@ -37,6 +37,7 @@ from kvwattd.api.schemas.models import (
     RollbackRequest,
 )
 from kvwattd.api.schemas.observed import (
+    ClockRangeView,
     EnergyAccountView,
     GpuView,
     ProgressView,
@@ -45,6 +46,7 @@ from kvwattd.api.schemas.observed import (
     StepView,
     TapView,
     TelemetryView,
+    TrajectoryView,
 )
 from kvwattd.api.schemas.pool import (
     MANUAL_MAX_S,
@@ -83,6 +85,7 @@ __all__ = [
     "AttributionView",
     "AuditView",
     "BuildView",
+    "ClockRangeView",
     "ConfigStateView",
     "DecisionView",
     "DurationView",
@@ -136,5 +139,6 @@ __all__ = [
     "TargetGroupView",
     "TargetsView",
     "TelemetryView",
+    "TrajectoryView",
     "View",
 ]

@@ -42,6 +42,34 @@ class ProjectionView(View):
     kv_usage: float | None = None
 
 
+class ClockRangeView(View):
+    """The clocks of an instance's GPUs, in MHz: what all of them support, and what may be asked of them."""
+
+    supported_min_mhz: int
+    supported_max_mhz: int
+    permitted_min_mhz: int | None = Field(None, description="within policy.floor_mhz and the guard's bounds")
+    permitted_max_mhz: int | None = Field(
+        None, description="within policy.ceiling_mhz and the guard's bounds"
+    )
+
+
+class TrajectoryView(View):
+    """Batch and KV cache over the coming seconds: mean, and the band that `level` of courses stay within.
+
+    All lists have the length of `times_s`; the first entry is now.
+    """
+
+    observed_unix_s: float = Field(description="when the state it starts from was seen")
+    level: float = Field(description="of the band, two-sided: from low to high")
+    times_s: list[float] = Field(description="from now")
+    batch: list[float]
+    batch_low: list[float]
+    batch_high: list[float] = Field(description="at most max_num_seqs of the engine")
+    kv_usage: list[float] = Field(description="share of the KV cache; above 1 it would overflow")
+    kv_usage_low: list[float]
+    kv_usage_high: list[float]
+
+
 class RegimeView(View):
     """Online calibration of one kind of interval: plain decode, or mixed with prompts."""
 

@@ -49,6 +49,11 @@ class AttainmentView(View):
     met: float = Field(description="requests within the limit")
     total: float = Field(description="requests observed")
     ratio: float | None = Field(description="met / total; null before the first request")
+    observed_s: float | None = Field(
+        None,
+        description="what `quantile` of these requests stayed within, as finely as its buckets tell; "
+        "null before the first request and beyond the last bucket",
+    )
     window_s: float = Field(0.0, description="the window of the three below, which decisions go by")
     window_total: float = Field(0.0, description="requests judged within the window")
     window_missed: float = Field(0.0, description="of these, requests beyond the limit")

@@ -13,7 +13,7 @@ from kvwattd.api.schemas.changes import ConfigStateView, SecurityView, SettingsV
 from kvwattd.api.schemas.decisions import DecisionView, OverrideView, SavingsView
 from kvwattd.api.schemas.ledger import LedgerView
 from kvwattd.api.schemas.models import ModelView
-from kvwattd.api.schemas.observed import GpuView, ProjectionView, StepView, TelemetryView
+from kvwattd.api.schemas.observed import ClockRangeView, GpuView, ProjectionView, StepView, TelemetryView
 from kvwattd.api.schemas.pool import PoolView
 from kvwattd.api.schemas.promises import AttainmentView, LatencyBoundView, SloView
 from kvwattd.config import Mode
@@ -46,6 +46,7 @@ class InstanceView(View):
     regime_reason: str = ""
     mode: Mode
     clock_target_mhz: int | None = Field(None, description="null is driver default")
+    clocks: ClockRangeView | None = Field(None, description="null before the GPUs were read")
     clock_changes_total: int = 0
     gpus: list[GpuView] = Field(default_factory=list)
     power_w: float | None = None

@@ -1,17 +1,17 @@
-// What changes something: mode, promises, a clock by hand. Every call carries the token.
+// What changes something: mode, promises, a clock or a number of instances by hand. Every call carries the token.
 
-import { el } from "./cards.js";
-import { headers, setToken } from "./stream.js";
+import { hasToken, headers, setToken } from "./stream.js";
+import { el } from "./words.js";
 
-const said = () => document.getElementById("said");
+const at = (id) => document.getElementById(id);
 let fading;
 
 export function say(text, cls) {
-  said().textContent = text;
-  said().className = cls;
-  said().hidden = false;
+  at("said").textContent = text;
+  at("said").className = cls;
+  at("said").hidden = false;
   clearTimeout(fading);
-  fading = setTimeout(() => { said().hidden = true; }, 8000);
+  fading = setTimeout(() => { at("said").hidden = true; }, 8000);
 }
 
 export async function change(method, path, body) {
@@ -21,7 +21,8 @@ export async function change(method, path, body) {
     });
     if (answer.ok) { say("done", "good"); return true; }
     const problem = await answer.json().catch(() => ({}));
-    say([problem.title, problem.detail, problem.accepted && `accepted: ${problem.accepted}`].filter(Boolean).join(". ") || `HTTP ${answer.status}`, "bad");
+    const told = [problem.detail ?? problem.title, problem.accepted && `Accepted: ${problem.accepted}`].filter(Boolean).join(". ");
+    say(answer.status === 401 && !hasToken() ? `${told}. Press "token" above.` : told || `HTTP ${answer.status}`, "bad");
   } catch (error) {
     say(`no answer: ${error.message}`, "bad");
   }
@@ -29,20 +30,39 @@ export async function change(method, path, body) {
 }
 
 export function install() {
-  const dialog = document.getElementById("token-dialog");
-  const value = document.getElementById("token-value");
-  document.getElementById("token").onclick = () => dialog.showModal();
+  const dialog = at("token-dialog");
+  const value = at("token-value");
+  at("token").onclick = () => dialog.showModal();
   dialog.onclose = () => {
     if (dialog.returnValue === "set") { setToken(value.value); say("the token is used from now on", "good"); }
     value.value = "";
+    showToken();
   };
-  const mode = document.getElementById("mode");
-  mode.onchange = async () => { await change("PUT", "mode", { mode: mode.value }); mode.dataset.touched = ""; };
-  mode.onfocus = () => { mode.dataset.touched = "1"; };
-  mode.onblur = () => { mode.dataset.touched = ""; };
-  document.getElementById("theme").onclick = toggleTheme;
+  installMode(at("mode"));
+  at("theme").onclick = toggleTheme;
   const kept = localStorage.getItem("kvwatt-theme");
   if (kept) document.documentElement.dataset.theme = kept;
+  showToken();
+}
+
+function showToken() {
+  at("token").textContent = hasToken() ? "token ✓" : "token";
+}
+
+const ASKED = {
+  active: "Switch to active? kvwatt then sets GPU clocks, and starts and stops instances where a pool is configured.",
+  shadow: "Switch to shadow? Clocks go back to driver default; decisions are only shown.",
+  off: "Switch off? Clocks go back to driver default and nothing is decided.",
+};
+
+function installMode(mode) {
+  mode.onchange = async () => {
+    if (confirm(ASKED[mode.value])) await change("PUT", "mode", { mode: mode.value });
+    mode.dataset.touched = "";
+    mode.blur();
+  };
+  mode.onfocus = () => { mode.dataset.touched = "1"; };
+  mode.onblur = () => { mode.dataset.touched = ""; };
 }
 
 function toggleTheme() {
@@ -52,34 +72,14 @@ function toggleTheme() {
   localStorage.setItem("kvwatt-theme", document.documentElement.dataset.theme);
 }
 
-export function slos(one) {
-  const form = el("form", "", "row");
-  for (const metric of ["ttft", "tbt", "e2e"]) {
-    const input = Object.assign(el("input"), { type: "number", name: metric, step: "any", min: "0", size: 7, value: one.slo[metric]?.limit_s ?? "" });
-    input.setAttribute("aria-label", `${metric} limit in seconds`);
-    form.append(el("label", `${metric.toUpperCase()} s `, "", input));
-  }
-  form.append(el("button", "promise this"), button("as configured", () => change("DELETE", `slos/${encodeURIComponent(one.name)}`)));
-  form.onsubmit = (event) => {
-    event.preventDefault();
-    const body = {};
-    for (const metric of ["ttft", "tbt", "e2e"]) {
-      const text = form.elements[metric].value;
-      body[metric] = text === "" ? null : { limit_s: Number(text), quantile: one.slo[metric]?.quantile ?? 0.99 };
-    }
-    change("PUT", `slos/${encodeURIComponent(one.name)}`, body);
-  };
-  return form;
-}
-
 export function override(one) {
   const form = el("form", "", "row");
-  const clock = Object.assign(el("input"), { type: "number", name: "clock", min: "0", placeholder: "MHz, empty: default" });
-  const minutes = Object.assign(el("input"), { type: "number", name: "minutes", min: "1", max: "60", value: 10, required: true });
-  clock.setAttribute("aria-label", "clock in MHz");
-  minutes.setAttribute("aria-label", "minutes");
   const path = `instances/${encodeURIComponent(one.name)}/override`;
-  form.append(clock, el("label", "for min ", "", minutes), el("button", "hold this clock"), button("automatic", () => change("DELETE", path)));
+  const range = one.clocks?.permitted_min_mhz ? `${one.clocks.permitted_min_mhz} to ${one.clocks.permitted_max_mhz}` : "";
+  const clock = place("number", "clock", "clock in MHz", { min: 0, placeholder: "default" });
+  const minutes = place("number", "minutes", "minutes of this clock", { min: 1, max: 60, value: 10, required: true });
+  form.append(el("label", "hold ", "", clock, " MHz"), el("label", "for ", "", minutes, " min"), el("button", "hold this clock"), button("automatic", () => change("DELETE", path)));
+  if (range) form.append(el("span", `${range} MHz may be asked of these GPUs; empty is driver default`, "quiet"));
   form.onsubmit = (event) => {
     event.preventDefault();
     change("PUT", path, { clock_mhz: clock.value === "" ? null : Number(clock.value), duration_s: 60 * Number(minutes.value) });
@@ -87,6 +87,12 @@ export function override(one) {
   return form;
 }
 
-function button(text, act) {
+export function place(type, name, label, more) {
+  const input = Object.assign(el("input"), { type, name, ...more });
+  input.setAttribute("aria-label", label);
+  return input;
+}
+
+export function button(text, act) {
   return Object.assign(el("button", text), { type: "button", onclick: act });
 }

@@ -1,32 +1,51 @@
-// The last quarter of an hour of each instance, kept by this page, drawn by plotly where its bundle is there.
+// What each instance did since the page was opened, at most a quarter of an hour, and where it is heading.
+// Drawn by plotly where its bundle is there.
 
 const KEPT = 900;
+const LEAST_S = 30;
 const past = new Map();
+const heading = new Map();
+let span_s = 120;
+
+export function setSpan(seconds) { span_s = seconds; }
 
 export function remember(frame) {
   for (const one of frame.status.instances) {
     const kept = past.get(one.name) ?? [];
-    kept.push(point(frame.unix_s, one));
+    const course = frame.trajectories[one.name] ?? null;
+    kept.push(point(frame.unix_s, one, course));
     if (kept.length > KEPT) kept.shift();
     past.set(one.name, kept);
+    heading.set(one.name, course);
   }
 }
 
-function point(unix_s, one) {
+function point(unix_s, one, course) {
   const actual = one.gpus.map((gpu) => gpu.clock_actual_mhz).filter((mhz) => mhz !== null);
+  const decided = one.regime === "shadow" ? one.last_decision?.clock_mhz : one.clock_target_mhz;
   return {
-    at: new Date(1000 * unix_s),
-    target: one.clock_target_mhz,
+    unix_s,
+    target: decided ?? null,
     actual: actual.length ? Math.min(...actual) : null,
     power: one.power_w,
+    forecast: one.regime === "active" ? one.last_decision?.chosen?.power_w ?? null : null,
     running: one.running,
     waiting: one.waiting,
-    projected: one.projection?.batch ?? null,
     kv: one.kv_usage,
-    kvAhead: one.projection?.kv_usage ?? null,
     step: one.step.measured_s === null ? null : 1000 * one.step.measured_s,
     expected: one.step.predicted_s === null ? null : 1000 * one.step.predicted_s,
     bound: bound(one.step),
+    ...ends(unix_s, course),
+  };
+}
+
+/** The far end of the band: drawn at the time it was meant for, so that what came can be held against it. */
+function ends(unix_s, course) {
+  if (!course) return { due_s: null };
+  const last = (key) => course[key][course[key].length - 1];
+  return {
+    due_s: unix_s + last("times_s"), batch_low: last("batch_low"), batch_high: last("batch_high"),
+    kv_usage_low: last("kv_usage_low"), kv_usage_high: last("kv_usage_high"),
   };
 }
 
@@ -35,37 +54,78 @@ function bound(step) {
 }
 
 const PLOTS = [
-  { id: "plot-clock", unit: "MHz", lines: [["actual", "clock"], ["target", "asked for", "dash"]] },
-  { id: "plot-power", unit: "W", lines: [["power", "power"]], zero: true },
-  { id: "plot-batch", unit: "requests", lines: [["running", "running"], ["waiting", "waiting"], ["projected", "projected", "dot"]], zero: true },
-  { id: "plot-kv", unit: "of the KV cache", percent: true, lines: [["kv", "in use"], ["kvAhead", "projected", "dot"]], zero: true },
-  { id: "plot-step", unit: "ms a step", lines: [["step", "measured"], ["expected", "predicted", "dash"], ["bound", "90 % bound", "dot"]], zero: true },
+  { id: "plot-clock", unit: "MHz", lines: [["actual", "clock"], ["target", "asked for", "dot"]], range: true },
+  { id: "plot-power", unit: "W", lines: [["power", "measured"], ["forecast", "predicted", "dot"]] },
+  { id: "plot-batch", unit: "requests", lines: [["running", "running"], ["waiting", "waiting"]], band: "batch" },
+  { id: "plot-kv", unit: "", percent: true, lines: [["kv", "in use"]], band: "kv_usage" },
+  { id: "plot-step", unit: "ms", lines: [["step", "measured"], ["expected", "predicted", "dot"], ["bound", "upper bound", "dash"]] },
 ];
 
-export function draw(name) {
-  if (!window.Plotly) return;
-  const kept = past.get(name) ?? [];
+export const hasPlots = () => Boolean(window.Plotly);
+
+export function draw(one) {
+  if (!hasPlots() || document.hidden) return;
+  const kept = past.get(one.name) ?? [];
+  const css = getComputedStyle(document.documentElement);
+  const colour = (name) => css.getPropertyValue(`--${name}`).trim();
   for (const plot of PLOTS) {
     const place = document.getElementById(plot.id);
-    if (place) window.Plotly.react(place, traces(plot, kept), layout(plot), { displayModeBar: false, responsive: true });
+    if (!place) continue;
+    const traces = [...(plot.band ? bands(plot, kept, heading.get(one.name), colour) : []), ...lines(plot, kept, one, colour)];
+    window.Plotly.react(place, traces, layout(plot, kept, one, colour), { displayModeBar: false, responsive: true });
   }
 }
 
-function traces(plot, kept) {
-  return plot.lines.map(([key, name, dash]) => ({
-    x: kept.map((p) => p.at), y: kept.map((p) => p[key]), name, type: "scatter", mode: "lines",
-    line: { dash: dash ?? "solid", width: 2, shape: key === "target" ? "hv" : "linear" },
+const date = (unix_s) => new Date(1000 * unix_s);
+
+function lines(plot, kept, one, colour) {
+  return plot.lines.map(([key, name, dash], n) => ({
+    x: kept.map((p) => date(p.unix_s)), y: kept.map((p) => p[key]),
+    name: key === "target" && one.regime === "shadow" ? "would ask for" : name,
+    type: "scatter", mode: "lines", hovertemplate: plot.percent ? "%{y:.1%}" : "%{y:.4~g}",
+    line: { dash: dash ?? "solid", width: 2, color: colour(`line${n + 1}`), shape: key === "target" ? "hv" : "linear" },
   }));
 }
 
-function layout(plot) {
-  const css = getComputedStyle(document.documentElement);
-  const [text, line] = ["--text", "--line"].map((name) => css.getPropertyValue(name).trim());
+/** Two bands: what was projected for the moments that have passed, and where it goes from here. */
+function bands(plot, kept, course, colour) {
+  const key = plot.band;
+  const told = kept.filter((p) => p.due_s !== null);
+  const made = band(told.map((p) => date(p.due_s)), told.map((p) => p[`${key}_low`]), told.map((p) => p[`${key}_high`]), "projected before", colour("band"));
+  if (!course) return made;
+  const x = course.times_s.map((s) => date(course.observed_unix_s + s));
+  const mean = { x, y: course[key], name: "projected", type: "scatter", mode: "lines", line: { width: 2, dash: "dot", color: colour("line3") }, hovertemplate: plot.percent ? "%{y:.1%}" : "%{y:.3~g}" };
+  return [...made, ...band(x, course[`${key}_low`], course[`${key}_high`], "band", colour("band2"), false), mean];
+}
+
+function band(x, low, high, name, fillcolor, showlegend = true) {
+  const edge = { x, type: "scatter", mode: "lines", line: { width: 0 }, hoverinfo: "skip", name, legendgroup: name };
+  return [{ ...edge, y: low, showlegend: false }, { ...edge, y: high, fill: "tonexty", fillcolor, showlegend }];
+}
+
+function layout(plot, kept, one, colour) {
+  const now_s = kept.length ? kept[kept.length - 1].unix_s : Date.now() / 1000;
+  const ahead_s = plot.band ? one.projection?.horizon_s ?? 5 : 0;
+  const axis = { gridcolor: colour("grid"), zeroline: false, fixedrange: true };
   return {
-    margin: { l: 48, r: 8, t: 6, b: 26 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent",
-    font: { color: text, size: 11 }, showlegend: plot.lines.length > 1, legend: { orientation: "h", y: 1.15 },
-    xaxis: { gridcolor: line, zeroline: false }, uirevision: "kept",
-    yaxis: { gridcolor: line, zeroline: false, rangemode: plot.zero ? "tozero" : "normal",
-      title: { text: plot.unit }, tickformat: plot.percent ? ".0%" : undefined },
+    margin: { l: 46, r: 10, t: 4, b: 24 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent", hovermode: "x unified",
+    font: { color: colour("quiet"), size: 11, family: "system-ui, sans-serif" }, showlegend: true,
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, hoverlabel: { bgcolor: colour("card"), font: { color: colour("text") } },
+    xaxis: { ...axis, range: [date(Math.max(now_s - span_s, Math.min(kept[0]?.unix_s ?? now_s, now_s - LEAST_S))), date(now_s + ahead_s)], tickformat: "%H:%M:%S", nticks: 5 },
+    yaxis: { ...axis, ...(plot.range && one.clocks ? { range: [0, 1.06 * one.clocks.supported_max_mhz] } : { rangemode: "tozero" }),
+      title: { text: plot.unit, standoff: 4 }, tickformat: plot.percent ? ".0%" : undefined },
+    shapes: plot.range ? limits(one, colour) : [],
   };
+}
+
+/** Lines at the ends of the supported range; a shade over what may be asked for and the model knows. */
+function limits(one, colour) {
+  const clocks = one.clocks;
+  if (!clocks) return [];
+  const across = { xref: "paper", x0: 0, x1: 1, layer: "below" };
+  const ends = [clocks.supported_min_mhz, clocks.supported_max_mhz].map((y) => ({ ...across, type: "line", y0: y, y1: y, line: { color: colour("quiet"), width: 1, dash: "dot" } }));
+  if (!clocks.permitted_max_mhz) return ends;
+  const [least, most] = one.model.ranges.clock_mhz ?? [0, Infinity];
+  const [y0, y1] = [Math.max(clocks.permitted_min_mhz, least), Math.min(clocks.permitted_max_mhz, most)];
+  return [{ ...across, type: "rect", y0, y1, fillcolor: colour("band"), line: { width: 0 } }, ...ends];
 }

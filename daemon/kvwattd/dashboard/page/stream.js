@@ -7,27 +7,40 @@ export function setToken(value) {
   sessionStorage.setItem("kvwatt-token", token);
 }
 
+export const hasToken = () => token !== "";
+
 export function headers(more = {}) {
   return token ? { Authorization: `Bearer ${token}`, ...more } : more;
 }
 
-/** Calls `onFrame` with every frame and `onState` with "live", "token needed" or why there is none; never ends. */
+/** One document of the interface; null where it does not answer. */
+export async function read(path) {
+  const answer = await fetch(`/api/v1/${path}`, { headers: headers(), cache: "no-store" }).catch(() => null);
+  return answer?.ok ? answer.json() : null;
+}
+
+/**
+ * Calls `onFrame` with every frame, and `onState` with "live", "token needed" or why there is none, and when the
+ * newest frame was made (null before the first); never ends.
+ */
 export async function follow(onFrame, onState) {
+  let newest_s = null;
   for (;;) {
     try {
       const answer = await fetch("/api/v1/events", { headers: headers(), cache: "no-store" });
       if (answer.status === 401 || answer.status === 403) {
-        onState("token needed");
+        onState("token needed", newest_s);
         await pause(3000);
         continue;
       }
       if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
       for await (const frame of frames(answer.body)) {
-        onState("live");
-        onFrame(frame);
+        newest_s = frame.unix_s;
+        onState("live", newest_s);
+        await onFrame(frame);
       }
     } catch (error) {
-      onState(`no answer: ${error.message}`);
+      onState(`no answer: ${error.message}`, newest_s);
       await pause(1000);
     }
   }
