@@ -29,8 +29,10 @@ class DaemonStatus:
 class Daemon(DaemonProcess):
     """Beside one plant, from the start on in control."""
 
-    def __init__(self, plant: Plant, model: Path, folder: Path, slo: Slo) -> None:
-        super().__init__(plant.env, _configuration(plant, model, folder, slo), folder)
+    def __init__(
+        self, plant: Plant, model: Path, folder: Path, slo: Slo, api: str = "[api]\nport = 0\n"
+    ) -> None:
+        super().__init__(plant.env, _configuration(plant, model, folder, slo, api), folder)
 
     def wait_active(self, timeout_s: float) -> None:
         """Return when it controls the clock. Raises DemoError when it ends or takes too long."""
@@ -73,15 +75,13 @@ def _status(document: dict[str, Any]) -> DaemonStatus:
     return DaemonStatus(str(instance["regime"]), instance["clock_target_mhz"], str(reason))
 
 
-def _configuration(plant: Plant, model: Path, folder: Path, slo: Slo) -> str:
+def _configuration(plant: Plant, model: Path, folder: Path, slo: Slo, api: str) -> str:
     """Everything else is the daemon's default."""
     return f"""[daemon]
 mode = "active"
 state_dir = {toml(folder / "state")}
 
-[api]
-port = 0
-
+{api}
 [guard]
 spawn = true
 socket = {toml(folder / "guard.sock")}

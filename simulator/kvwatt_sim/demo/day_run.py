@@ -15,8 +15,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -27,10 +28,11 @@ from kvwatt_sim.demo.cpu import LAG_WARN_S
 from kvwatt_sim.demo.daemon_process import DaemonProcess
 from kvwatt_sim.demo.day_results import DayResult, print_day
 from kvwatt_sim.demo.day_serve import Day, serve_day
-from kvwatt_sim.demo.day_settings import HOURS, LOAD_S, SLO, DayOptions, pace
+from kvwatt_sim.demo.day_settings import HOURS, LOAD_S, SLO, DayOptions, draw, pace
 from kvwatt_sim.demo.fleet import Fleet, free_ports, make_fleet
 from kvwatt_sim.demo.haproxy import Haproxy
 from kvwatt_sim.demo.model import cache_dir, cached_model, is_cached
+from kvwatt_sim.demo.page import DemoPage, keep_up, tell_kept
 from kvwatt_sim.demo.plant import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, libraries
 from kvwatt_sim.demo.run import terminable
 from kvwatt_sim.demo.settings import CARD, DemoError
@@ -48,19 +50,45 @@ def run_day(options: DayOptions, console: Console) -> DayResult:
     until_s = time.monotonic() + options.seconds
     with terminable(), ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvwatt-demo-")))
-        fleet, daemon, router = _set_up(options, console, stack, folder)
+        page = DemoPage(options.page, folder)
+        fleet, daemon, router = _set_up(options, console, stack, folder, page)
         route = LeastBusy(daemon.url) if router is None else ThroughRouter(router.url, daemon.url)
         day, day_s, requests = asyncio.run(serve_day(options, daemon, fleet, route, console, until_s))
         keep_capacity(folder, CAPACITY)
-    result = _judge(options, day, day_s, requests, route.name)
+        if options.page.keep:
+            _result(options, console, day, day_s, requests, route.name)
+            tell_kept(console, daemon.url)
+            asyncio.run(_more_days(options, route, day_s, daemon))
+    return _result(options, console, day, day_s, requests, route.name)
+
+
+def _result(
+    options: DayOptions,
+    console: Console,
+    day: Day,
+    day_s: float,
+    requests: tuple[TraceRequest, ...],
+    router: str,
+) -> DayResult:
+    result = _judge(options, day, day_s, requests, router)
     print_day(console, result)
     if options.json_file is not None:
         _write_json(options.json_file, result)
     return result
 
 
+async def _more_days(options: DayOptions, route: LeastBusy, day_s: float, daemon: DaemonProcess) -> NoReturn:
+    """The same day with other requests, again and again."""
+    following = asyncio.create_task(route.follow())
+    try:
+        await keep_up(route, lambda n: draw(replace(options, seed=options.seed + n), day_s), day_s, daemon)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
 def _set_up(
-    options: DayOptions, console: Console, stack: ExitStack, folder: Path
+    options: DayOptions, console: Console, stack: ExitStack, folder: Path, page: DemoPage
 ) -> tuple[Fleet, DaemonProcess, Haproxy | None]:
     card = cards.load(CARD)
     console.print(
@@ -74,10 +102,10 @@ def _set_up(
         console.print("first run: training the step-time model ...")
     model = cached_model(card)
     take_capacity(folder, CAPACITY)
-    text = fleet.configuration(folder, model, SLO, pace(options.seconds))
+    text = fleet.configuration(folder, model, SLO, pace(options.seconds), api=page.api)
     stack.callback(stop_servers, folder / "state" / "instances")
     daemon = stack.enter_context(DaemonProcess(fleet.env, text, folder))
-    daemon.wait_url(URL_S)
+    page.tell(console, daemon.wait_url(URL_S))
     console.print(
         "kvwatt runs, starts the first server and learns what one carries; then a day passes. A start takes "
         "about 3 s here, which stands for some 20 minutes of the day: longer than a real one",

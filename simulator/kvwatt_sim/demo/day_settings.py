@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import cos, pi
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from kvwatt.state import Slo, SloTarget
 from kvwatt_sim import workload
 from kvwatt_sim.demo.fleet import PoolPace
-from kvwatt_sim.demo.settings import DemoError
+from kvwatt_sim.demo.settings import DemoError, PageOptions
 from kvwatt_sim.traces import TraceRequest
 
 HOURS = 24.0
@@ -36,6 +36,7 @@ class DayOptions:
     seconds: float = 240.0
     seed: int = 0
     json_file: Path | None = None
+    page: PageOptions = field(default_factory=PageOptions)
 
     def __post_init__(self) -> None:
         if not 2 <= self.instances <= 8:

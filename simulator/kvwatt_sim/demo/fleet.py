@@ -73,7 +73,15 @@ class Fleet:
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         return [sys.executable, "-m", "kvwatt_sim.server", *words]
 
-    def configuration(self, folder: Path, model: Path, slo: Slo, pace: PoolPace, mode: str = "active") -> str:
+    def configuration(
+        self,
+        folder: Path,
+        model: Path,
+        slo: Slo,
+        pace: PoolPace,
+        mode: str = "active",
+        api: str = "[api]\nport = 0\n",
+    ) -> str:
         """TOML of a daemon with this pool."""
         items = "".join(
             f"""
@@ -93,9 +101,7 @@ command = [{", ".join(toml(word) for word in self.command(index))}]
 mode = "{mode}"
 state_dir = {toml(folder / "state")}
 
-[api]
-port = 0
-
+{api}
 [guard]
 spawn = true
 socket = {toml(folder / "guard.sock")}

@@ -14,6 +14,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +25,7 @@ from kvwatt_sim import cards, traces, workload
 from kvwatt_sim.demo.cpu import LAG_WARN_S, CpuMeter, children
 from kvwatt_sim.demo.daemon import Daemon
 from kvwatt_sim.demo.model import cached_model, is_cached
+from kvwatt_sim.demo.page import DemoPage, keep_up, tell_kept
 from kvwatt_sim.demo.plant import Plant, libraries, start_plants
 from kvwatt_sim.demo.results import DemoResult, PlantResult
 from kvwatt_sim.demo.serve import Replay, Served, serve
@@ -43,6 +46,7 @@ from kvwatt_sim.latency import report
 from kvwatt_sim.traces import TraceError, TraceRequest
 
 DROPPED_WARN_S = 0.1
+KEPT_S = 60.0  # requests are drawn for so long at a time while all stays up
 
 
 def run_demo(options: DemoOptions, console: Console) -> DemoResult:
@@ -50,7 +54,8 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
     deadline_s = time.monotonic() + options.seconds
     with terminable(), ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvwatt-demo-")))
-        plants, daemon = _set_up(options, console, stack, folder, deadline_s)
+        page = DemoPage(options.page, folder)
+        plants, daemon = _set_up(options, console, stack, folder, page, deadline_s)
         plan = schedule(deadline_s - time.monotonic())
         coming_s = plan.warmup_s + plan.arrivals_s
         requests = draw(options, coming_s)
@@ -60,10 +65,23 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
         with view:
             served = asyncio.run(serve(plants, daemon, requests, options.seed, plan, view))
         result = _judge(options, served, meter, plan, len(requests) / coming_s)
+        if options.page.keep:
+            _tell(options, console, result)
+            tell_kept(console, daemon.url)
+            asyncio.run(keep_up(plants[1].server.base_url, partial(_more, options), KEPT_S, daemon))
+    _tell(options, console, result)
+    return result
+
+
+def _tell(options: DemoOptions, console: Console, result: DemoResult) -> None:
     print_result(console, result)
     if options.json_file is not None:
         _write_json(options.json_file, result)
-    return result
+
+
+def _more(options: DemoOptions, number: int) -> tuple[TraceRequest, ...]:
+    """Other requests at the same load."""
+    return draw(replace(options, seed=options.seed + number), KEPT_S)
 
 
 def draw(options: DemoOptions, arrivals_s: float) -> tuple[TraceRequest, ...]:
@@ -99,7 +117,12 @@ def _cut(
 
 
 def _set_up(
-    options: DemoOptions, console: Console, stack: ExitStack, folder: Path, deadline_s: float
+    options: DemoOptions,
+    console: Console,
+    stack: ExitStack,
+    folder: Path,
+    page: DemoPage,
+    deadline_s: float,
 ) -> tuple[tuple[Plant, ...], Daemon]:
     card = cards.load(CARD)
     if options.trace is not None and not options.trace.is_file():
@@ -112,7 +135,8 @@ def _set_up(
         _say(console, "first run: training the step-time model ...")
     model = cached_model(card)
     _say(console, "starting kvwatt beside one of them ...")
-    daemon = stack.enter_context(Daemon(plants[1], model, folder, SLO))
+    daemon = stack.enter_context(Daemon(plants[1], model, folder, SLO, page.api))
+    page.tell(console, daemon.wait_url(max(deadline_s - time.monotonic(), 1.0)))
     daemon.wait_active(max(deadline_s - time.monotonic(), 1.0))
     return plants, daemon
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvwatt.state import Slo, SloTarget
@@ -25,6 +25,18 @@ class DemoError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class PageOptions:
+    """Where the daemon's page is (port 0: any free one), and whether all stays up after the result."""
+
+    port: int = 0
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise DemoError(f"--port {self.port}: 0 (any free one) to 65535 are accepted")
+
+
+@dataclass(frozen=True, slots=True)
 class DemoOptions:
     """What the command line said. `seconds` bounds everything, setup and stopping included."""
 
@@ -33,6 +45,7 @@ class DemoOptions:
     seed: int = 0
     trace: Path | None = None
     json_file: Path | None = None
+    page: PageOptions = field(default_factory=PageOptions)
 
     def __post_init__(self) -> None:
         if not 20.0 <= self.seconds <= 86_400.0:
