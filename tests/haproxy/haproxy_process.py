@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kvwatt" / "haproxy"
+# Tests and benches import this file by its folder; what it needs itself stands in another one.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
+
+import debian_packages  # see above
+
 PACKAGES = ("haproxy", "liblua5.3-0", "libopentracing-c-wrapper0", "libopentracing1")
 PATIENCE_S = 20.0
 
@@ -54,37 +58,16 @@ class NoHaproxyError(Exception):
 
 def find() -> tuple[str, dict[str, str]]:
     """The program and the environment it needs. Raises NoHaproxyError."""
-    installed = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
-    if installed:
-        return installed, {}
-    root = CACHE / "root"
-    program = root / "usr/sbin/haproxy"
-    if not program.exists():
-        _fetch(root)
-    libraries = ":".join(str(path) for path in root.glob("usr/lib/*-linux-gnu"))
-    environment = {"LD_LIBRARY_PATH": libraries}
-    ran = subprocess.run([program, "-v"], env=environment, capture_output=True, text=True, check=False)
+    try:
+        program, environment = debian_packages.find("haproxy", PACKAGES)
+    except debian_packages.NoProgramError as error:
+        raise NoHaproxyError(str(error)) from error
+    ran = subprocess.run(
+        [program, "-v"], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
     if ran.returncode != 0:
-        raise NoHaproxyError(f"the unpacked haproxy does not run: {ran.stderr.strip()[:300]}")
-    return str(program), environment
-
-
-def _fetch(root: Path) -> None:
-    """`apt-get download` and `dpkg -x`: neither needs root, nothing is installed."""
-    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-        raise NoHaproxyError("haproxy is not installed, and without apt-get it cannot be fetched")
-    folder = root.with_name("packages")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    command = ["apt-get", "download", *PACKAGES]
-    got = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
-    if got.returncode != 0:
-        raise NoHaproxyError(f"haproxy is not installed and cannot be fetched: {got.stderr.strip()[-300:]}")
-    partial = root.with_name("root.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for package in sorted(folder.glob("*.deb")):
-        subprocess.run(["dpkg", "-x", package, partial], check=True, capture_output=True)
-    partial.rename(root)
+        raise NoHaproxyError(f"haproxy does not run: {ran.stderr.strip()[:300]}")
+    return program, environment
 
 
 def free_port() -> int:

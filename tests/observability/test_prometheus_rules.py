@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from debian_program import program
+from prometheus_process import program
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -22,7 +22,7 @@ SERIES = re.compile(r"\b(?:host|instance|instance_metric):kvwatt_[a-z0-9_:]+|\bk
 
 def promtool(*arguments: str) -> str:
     done = subprocess.run(
-        [program("prometheus", "promtool"), *arguments],
+        [program("promtool"), *arguments],
         cwd=FOLDER,
         capture_output=True,
         text=True,
