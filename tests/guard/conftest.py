@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from guard_stage import UUIDS, GuardStage
 
-from kvwatt_sim.nvml.build import NvmlLibs, build
+from kvwatt_sim.nvml.build import NvmlLibs, build, env_for
 from kvwatt_sim.nvml.control import SimGpus
 from kvwatt_sim.nvml.spec import GpuSpec, PowerLaw
 from kvwattd.guard.client import GuardClient
@@ -55,7 +55,7 @@ def gpus(guard_libs: NvmlLibs, tmp_path: Path) -> Iterator[SimGpus]:
 
 @pytest.fixture
 def stage(gpus: SimGpus, guard_libs: NvmlLibs, tmp_path: Path) -> Iterator[GuardStage]:
-    made = GuardStage(tmp_path, gpus, guard_libs)
+    made = GuardStage(tmp_path, gpus, env_for(guard_libs, gpus.path))
     yield made
     for index in range(gpus.count):
         gpus.clear_faults(index)
@@ -96,7 +96,7 @@ def controller(stage: GuardStage) -> Iterator[Callable[..., subprocess.Popen[str
     running: list[subprocess.Popen[str]] = []
 
     def start(*uuids: str) -> subprocess.Popen[str]:
-        arguments = [sys.executable, "-c", CONTROLLER, str(stage.socket), *(uuids or UUIDS[:2])]
+        arguments = [sys.executable, "-c", CONTROLLER, str(stage.socket), *(uuids or stage.uuids[:2])]
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
         running.append(process)
         assert process.stdout is not None

@@ -7,10 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from kvwatt_sim.nvml.build import NvmlLibs, env_for
 from kvwatt_sim.nvml.control import SetterCall, SimGpus
 from kvwatt_sim.nvml.spec import demo_uuid
 from kvwattd.guard.client import GuardClient
@@ -29,14 +28,17 @@ async def eventually(holds: Callable[[], bool], what: str) -> None:
 
 
 class GuardStage:
-    """One state file, one socket, one guard at a time."""
+    """One state file, one socket, one guard at a time; `uuids`: its GPUs, as their vendor names them."""
 
-    def __init__(self, folder: Path, gpus: SimGpus, libs: NvmlLibs) -> None:
+    def __init__(
+        self, folder: Path, gpus: SimGpus, environment: Mapping[str, str], uuids: Sequence[str] = UUIDS
+    ) -> None:
         self.folder = folder
         self.gpus = gpus
         self.socket = folder / "guard.sock"
         self.state_file = folder / "state.json"
-        self.environment = {**os.environ, **env_for(libs, gpus.path)}
+        self.environment = {**os.environ, **environment}
+        self.uuids = uuids
         self._running: list[subprocess.Popen[str]] = []
 
     def arguments(self, *extra: str, lease_s: float = 2.0) -> list[str]:
@@ -44,7 +46,7 @@ class GuardStage:
         flags += ["--min-mhz", "300", "--max-mhz", "2400", "--lease-s", str(lease_s)]
         # More patience than in service: the test machine may be busy with other things.
         flags += ["--nvml-deadline-s", str(min(0.8, lease_s))]
-        for uuid in UUIDS:
+        for uuid in self.uuids:
             flags += ["--gpu", uuid]
         return [sys.executable, "-m", "kvwattd.guard", *flags, *extra]
 
@@ -93,10 +95,10 @@ class GuardStage:
         return [self.gpus.lock_mhz(index) for index in range(self.gpus.count)]
 
     def sets(self) -> list[SetterCall]:
-        return [call for call in self.gpus.setter_log() if "Set" in call.call]
+        return [call for call in self.gpus.setter_log() if "Set" in call.call or "_clk_" in call.call]
 
     def resets(self) -> list[SetterCall]:
-        return [call for call in self.gpus.setter_log() if "Reset" in call.call]
+        return [call for call in self.gpus.setter_log() if "Reset" in call.call or "perf_level" in call.call]
 
     @property
     def guard(self) -> subprocess.Popen[str]:

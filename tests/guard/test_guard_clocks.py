@@ -188,9 +188,12 @@ def test_no_other_third_party_import() -> None:
 
 
 def test_setters_are_in_one_file() -> None:
-    """No source file but the guard's own setters.py names a setter of the NVML binding."""
+    """No source file but the guard's own two names a setter of NVML or of AMD SMI."""
     root = Path(__file__).parents[2]
     setter = re.compile(r"(?:pynvml|nvml|n)\.nvmlDevice(?:Set|Reset|Clear)|import .*nvmlDevice(?:Set|Reset)")
     sources = [path for part in ("predictor", "daemon", "simulator") for path in (root / part).rglob("*.py")]
     found = [path.relative_to(root).as_posix() for path in sources if setter.search(path.read_text())]
     assert found == ["daemon/kvwattd/guard/setters.py"]
+    amd = re.compile(r"amdsmi_(?:set|reset|clean)_")
+    found = [path.relative_to(root).as_posix() for path in sources if amd.search(path.read_text())]
+    assert found == ["daemon/kvwattd/guard/amd_setters.py"]

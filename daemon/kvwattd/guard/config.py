@@ -25,7 +25,7 @@ _KEYS = frozenset(
         *("gpus", "min_mhz", "max_mhz", "lease_s", "nvml_deadline_s", "hold_off_s"),
     }
 )
-_UUID = re.compile(r"GPU-[0-9A-Za-z-]+")
+_UUID = re.compile(r"(GPU|AMD)-[0-9A-Za-z-]+")  # AMD: docs/compatibility.md
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 

@@ -15,12 +15,12 @@ from kvwattd import sdnotify
 from kvwattd.guard.client import GuardClient
 from kvwattd.guard.clocks import ClockKeeper
 from kvwattd.guard.config import ConfigError, GuardConfig, build, parse_flags, record_path, with_file
+from kvwattd.guard.drivers import Drivers
 from kvwattd.guard.gpulocks import GpuLocks, LockHeldError
-from kvwattd.guard.nvml_session import NvmlSession
+from kvwattd.guard.nvml_session import NvmlCallError
 from kvwattd.guard.protocol import GuardError, Role
 from kvwattd.guard.recorder import Recorder
 from kvwattd.guard.server import GuardServer
-from kvwattd.guard.setters import ClockSetter
 from kvwattd.guard.statefile import StateFile, StateFileError
 from kvwattd.guard.worker import CallTimeoutError, DeadlineWorker
 
@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
 
 async def _reset_recorded(state: StateFile, allowed: tuple[str, ...]) -> int:
     """What ExecStopPost runs: undo what a killed guard left, with a broken configuration too."""
-    session = NvmlSession()
-    keeper, recorder = _keeper(allowed, RECOVER_DEADLINE_S, state, session)
+    drivers = Drivers()
+    keeper, recorder = _keeper(allowed, RECOVER_DEADLINE_S, state, drivers)
     try:
         recorded = _recorded(allowed, state)
     except StateFileError:
@@ -75,7 +75,7 @@ async def _reset_recorded(state: StateFile, allowed: tuple[str, ...]) -> int:
         return EXIT_NOT_RESET
     await keeper.recover(recorded, RECOVER_DEADLINE_S)
     await _retried(keeper, START_DEADLINE_S)  # a call that hangs is tried again in another thread
-    return await _end(keeper, recorder, session, keeper.touched)
+    return await _end(keeper, recorder, drivers, keeper.touched)
 
 
 async def _resume(options: argparse.Namespace, flags: Mapping[str, object]) -> int:
@@ -93,8 +93,8 @@ async def _resume(options: argparse.Namespace, flags: Mapping[str, object]) -> i
 
 
 async def _run(config: GuardConfig, state: StateFile) -> int:
-    session = NvmlSession()
-    keeper, recorder = _keeper(config.gpus, config.nvml_deadline_s, state, session)
+    drivers = Drivers()
+    keeper, recorder = _keeper(config.gpus, config.nvml_deadline_s, state, drivers)
     stopping = _stop_signals()
     await keeper.recover(_recorded(config.gpus, state), RECOVER_DEADLINE_S)  # retried by the tick
     await keeper.warm_up(START_DEADLINE_S)
@@ -103,7 +103,7 @@ async def _run(config: GuardConfig, state: StateFile) -> int:
         await server.listen()
     except OSError as error:
         log.error("%s", error)
-        await _end(keeper, recorder, session, keeper.touched)
+        await _end(keeper, recorder, drivers, keeper.touched)
         return EXIT_CONFIG
     log.info("ready on %s for %s", config.socket, ", ".join(config.gpus))
     _notify("READY=1")
@@ -111,7 +111,7 @@ async def _run(config: GuardConfig, state: StateFile) -> int:
     _notify("STOPPING=1")
     left = await _restore(keeper)
     await server.close()
-    status = await _end(keeper, recorder, session, left)
+    status = await _end(keeper, recorder, drivers, left)
     return status if sound else EXIT_BROKEN
 
 
@@ -129,11 +129,11 @@ async def _serve(server: GuardServer) -> bool:
 
 
 def _keeper(
-    allowed: tuple[str, ...], deadline_s: float, state: StateFile, session: NvmlSession
+    allowed: tuple[str, ...], deadline_s: float, state: StateFile, drivers: Drivers
 ) -> tuple[ClockKeeper, Recorder]:
     recorder = Recorder(state, on_disk=None)
     keeper = ClockKeeper(
-        setters=lambda uuid: ClockSetter(session, uuid),
+        setters=drivers.setter,
         allowed=allowed,
         persist=recorder.persist,
         deadline_s=deadline_s,
@@ -171,7 +171,7 @@ async def _retried(keeper: ClockKeeper, budget_s: float) -> None:
         await asyncio.sleep(STOP_POLL_S)
 
 
-async def _end(keeper: ClockKeeper, recorder: Recorder, session: NvmlSession, left: frozenset[str]) -> int:
+async def _end(keeper: ClockKeeper, recorder: Recorder, drivers: Drivers, left: frozenset[str]) -> int:
     await keeper.close()
     recorder.close()
     if left:
@@ -179,9 +179,9 @@ async def _end(keeper: ClockKeeper, recorder: Recorder, session: NvmlSession, le
         return EXIT_NOT_RESET
     last = DeadlineWorker("nvml-shutdown")
     try:
-        await last.call(session.close, SHUTDOWN_DEADLINE_S)
-    except (pynvml.NVMLError, CallTimeoutError) as error:
-        log.warning("nvmlShutdown: %s", error)
+        await last.call(drivers.close, SHUTDOWN_DEADLINE_S)
+    except (pynvml.NVMLError, NvmlCallError, CallTimeoutError) as error:
+        log.warning("ending the driver's library: %s", error)
     last.close()
     return EXIT_OK
 

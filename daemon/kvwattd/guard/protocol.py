@@ -37,6 +37,7 @@ class Code(StrEnum):
     NOT_SUPPORTED = "not_supported"
     GPU_LOST = "gpu_lost"
     NVML = "nvml"
+    AMDSMI = "amdsmi"
     HUNG = "hung"  # an NVML call missed its deadline
     RESETTING = "resetting"  # an earlier reset of this GPU has not succeeded yet
     STATE_FILE = "state_file"

@@ -1,0 +1,1 @@
+"""A simulated libamd_smi.so over the same simulated GPUs as the simulated NVML."""
