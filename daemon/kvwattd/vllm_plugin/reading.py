@@ -26,6 +26,13 @@ def api_servers(vllm_config: object) -> int:
     return max(whole(getattr(parallel, "_api_process_count", 1)), 1)
 
 
+def engine_rank(vllm_config: object) -> int:
+    """Data-parallel rank; 0 where there is one engine."""
+    parallel = getattr(vllm_config, "parallel_config", None)
+    found = getattr(parallel, "data_parallel_index", getattr(parallel, "data_parallel_rank", 0))
+    return max(whole(found), 0)
+
+
 def whole(value: SupportsInt | None) -> int:
     """A count; nothing where it is missing."""
     return 0 if value is None else int(value)

@@ -72,3 +72,29 @@ class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     wall_s: float | None = None  # the server's wall clock at `sent_s`; None: an older sender
     decode_steps_total: int = 0  # steps with `decodes` > 0
     started: list[Started] = []  # of this step, and of steps before whose record could not be sent
+
+
+SCHEDULER_VERSION = 101  # first field of the other kind of datagram
+
+
+class SchedulerRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What kvwatt's scheduler did, sent about once a second from the engine's own process; totals since its
+    start."""
+
+    version: int
+    sent_s: float
+    sender: int
+    instance: str
+    model: str
+    engine: int
+    steps: int
+    cap_tokens: int  # what a new request is expected to make
+    horizon_steps: int  # how long the one held last, or any, should live
+    held: int  # requests waiting while there is a reason to hold, now
+    held_total: int  # requests held at least once
+    held_steps: dict[str, int]  # by reason: overflow, budget, tbt, e2e
+    avoided_total: int  # preemptions, estimated
+    faults_total: int  # steps left to vLLM by an exception
+    told: bool  # by the daemon, and fresh
+    message_errors: int = 0
+    aside: str = ""  # why it does nothing at all

@@ -1,0 +1,63 @@
+"""How much a request will still make: the daemon's survival model while it is fresh, else what finished here.
+
+Both are medians of the remaining length given what was made so far (`kvwatt.scheduling.remaining`). A
+caller's hint goes before both, until it is outlived.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from kvwatt.scheduling.remaining import LearnedLengths, conditional_left
+from kvwattd.vllm_plugin.ageing import hint_tokens
+from kvwattd.vllm_plugin.told import Told, lengths_for
+
+SHARE = 0.5
+ANEW_TOKENS = 16  # an expectation stands for so many tokens
+
+
+class Measured(Protocol):
+    """What is read of a request."""
+
+    request_id: str
+    num_tokens: int
+    num_output_tokens: int
+    max_tokens: int
+
+
+class Lengths:
+    """Feed `finished`; read `left` and `cap`."""
+
+    def __init__(self) -> None:
+        self._learned = LearnedLengths(SHARE, fewest=8)
+        self._ends: dict[str, tuple[int, int]] = {}  # by request: expected length, and until when it stands
+
+    def finished(self, request_id: str, output_tokens: int) -> None:
+        """One more request is over."""
+        self._ends.pop(request_id, None)
+        self._learned.finished(output_tokens)
+
+    def left(self, request: Measured, told: Told | None) -> int:
+        """Tokens that it will still make, at least 1 and at most what its limit leaves."""
+        made = request.num_output_tokens
+        known = self._ends.get(request.request_id)
+        if known is None or made >= known[1]:
+            left = self.expected(request, request.num_tokens - made, made, request.max_tokens, told)
+            known = (made + left, made + min(ANEW_TOKENS, left))
+            self._ends[request.request_id] = known
+        return known[0] - made
+
+    def expected(self, request: object, prompt: int, made: int, limit: int, told: Told | None) -> int:
+        """The same, reckoned anew."""
+        hint = hint_tokens(request)
+        if hint is not None and hint > made:
+            return max(min(hint, limit) - made, 1)
+        lengths = lengths_for(told, prompt) if told is not None else None
+        guess = conditional_left(lengths, made, SHARE) if lengths is not None else None
+        if guess is None:
+            return self._learned.left(made, limit)
+        return max(min(guess, limit - made), 1)
+
+    def cap(self, told: Told | None) -> int:
+        """What a new request with the shortest of prompts is expected to make."""
+        return self.expected(None, 0, 0, 1 << 30, told)

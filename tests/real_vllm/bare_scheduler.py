@@ -1,0 +1,219 @@
+"""vLLM's own scheduler, driven without a model: counts that no machine's noise touches.
+
+    VLLM_PYTHON bare_scheduler.py MODEL_FOLDER < plan.json > counts.json
+
+Runs inside vLLM's interpreter. Each step's time is computed, not measured: a base, a share per decoding
+request and one per prompt token, so that requests arrive and answers take time as they would on a server.
+The plan is a list of runs; see `Run`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@dataclass
+class Run:
+    """`requests`: (arrival_s, prompt_tokens, output_tokens, max_tokens, priority, hint or None) each.
+
+    `in_flight` > 0: a closed loop, arrivals are ignored. `fault_every`: every so many steps the plugin's own
+    code raises an exception.
+    """
+
+    scheduler: str | None
+    requests: list[tuple[float, int, int, int, int, int | None]]
+    blocks: int = 128
+    block_size: int = 32
+    seats: int = 64
+    in_flight: int = 0
+    policy: str = "fcfs"
+    base_s: float = 0.0
+    decode_s: float = 0.0
+    prompt_token_s: float = 0.0
+    fault_every: int = 0
+    chunk_tokens: int = 2048
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Counts:
+    """What came of one run. Times are by the step times of the plan, but for `own_s`, CPU time."""
+
+    steps: int = 0
+    tokens: int = 0
+    preemptions: int = 0
+    computed_tokens: int = 0  # prompts, recomputed ones included
+    batch_steps: int = 0  # sum of the batch over steps
+    held_block_steps: int = 0  # sum of blocks in use over steps
+    time_s: float = 0.0
+    own_s: float = 0.0  # CPU time inside schedule()
+    finished: dict[int, float] = field(default_factory=dict)  # by request: latency
+    order: list[int] = field(default_factory=list)  # as they finished
+    told: dict[str, Any] = field(default_factory=dict)  # the plugin's own counts
+
+
+def scheduler_of(model: str, run: Run) -> Any:
+    """A scheduler as EngineCore makes one. The constructors moved between versions."""
+    import torch
+    from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    config = VllmConfig(
+        model_config=ModelConfig(model=model, dtype="bfloat16", seed=0, max_model_len=8192),
+        scheduler_config=SchedulerConfig(
+            max_num_seqs=run.seats,
+            max_num_batched_tokens=run.chunk_tokens,
+            max_model_len=8192,
+            enable_chunked_prefill=True,
+            is_encoder_decoder=False,
+            policy=run.policy,
+            async_scheduling=False,
+        ),
+        cache_config=CacheConfig(block_size=run.block_size, enable_prefix_caching=False),
+    )
+    config.cache_config.num_gpu_blocks = run.blocks
+    spec = FullAttentionSpec(block_size=run.block_size, num_kv_heads=1, head_size=32, dtype=torch.bfloat16)
+    cache = KVCacheConfig(
+        num_blocks=run.blocks,
+        kv_cache_tensors=[],
+        kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+    )
+    made: Any = Scheduler
+    if run.scheduler is not None:
+        module, name = run.scheduler.rsplit(".", 1)
+        made = getattr(importlib.import_module(module), name)
+    return made(
+        vllm_config=config,
+        kv_cache_config=cache,
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=run.block_size,
+        log_stats=True,
+    )
+
+
+def requests_of(run: Run) -> list[Any]:
+    from vllm import SamplingParams
+    from vllm.v1.request import Request
+
+    made = []
+    for number, (arrival_s, prompt, output, limit, priority, hint) in enumerate(run.requests):
+        extra = {} if hint is None else {"extra_args": {"output_tokens": hint}}
+        params = SamplingParams(max_tokens=limit, ignore_eos=True, temperature=0.0, **extra)
+        request = Request(
+            request_id=str(number),
+            prompt_token_ids=[1] * prompt,
+            sampling_params=params,
+            pooling_params=None,
+            arrival_time=arrival_s,
+            priority=priority,
+        )
+        params._all_stop_token_ids = {7}
+        params.stop_token_ids = [7]
+        request.kvwatt_length = output
+        made.append(request)
+    return made
+
+
+def play(model: str, run: Run) -> Counts:
+    """One run to its end."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    os.environ.update(run.environment)
+    scheduler, counts = scheduler_of(model, run), Counts()
+    coming = requests_of(run)
+    if not run.in_flight:
+        coming.sort(key=lambda r: r.arrival_time)
+    started: dict[str, float] = {}
+    inside: dict[str, Any] = {}
+    scheduler.kvwatt_clock = scheduler.kvwatt_wall = lambda: counts.time_s
+    _inject(scheduler, run.fault_every)
+    coming.reverse()
+    while coming or inside:
+        while coming and (
+            len(inside) < run.in_flight if run.in_flight else coming[-1].arrival_time <= counts.time_s
+        ):
+            request = coming.pop()
+            started[request.request_id] = counts.time_s if run.in_flight else request.arrival_time
+            inside[request.request_id] = request
+            scheduler.add_request(request)
+        if not inside:
+            counts.time_s = coming[-1].arrival_time
+            continue
+        before_s = time.process_time()
+        step = scheduler.schedule()
+        counts.own_s += time.process_time() - before_s
+        ids = list(step.num_scheduled_tokens)
+        if not ids:
+            raise RuntimeError(f"nothing is scheduled while {len(inside)} wait")
+        sampled, decodes = [], 0
+        for name in ids:
+            request = inside[name]
+            ready = request.num_computed_tokens >= request.num_tokens
+            decodes += step.num_scheduled_tokens[name] == 1
+            last = request.num_output_tokens + 1 >= request.kvwatt_length
+            sampled.append(([7] if last else [9]) if ready else [])
+        prompts = sum(step.num_scheduled_tokens.values()) - decodes
+        counts.time_s += run.base_s + run.decode_s * decodes + run.prompt_token_s * prompts
+        counts.steps += 1
+        counts.batch_steps += len(ids)
+        counts.computed_tokens += prompts
+        counts.tokens += sum(map(len, sampled))
+        counts.held_block_steps += (
+            run.blocks - 1 - scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        )
+        output = ModelRunnerOutput(
+            req_ids=ids,
+            req_id_to_index={name: i for i, name in enumerate(ids)},
+            sampled_token_ids=sampled,
+            logprobs=None,
+            prompt_logprobs_dict={},
+            pooler_output=[],
+        )
+        scheduler.update_from_output(step, output)
+        for name in ids:
+            if inside[name].is_finished():
+                counts.finished[int(name)] = counts.time_s - started[name]
+                counts.order.append(int(name))
+                counts.preemptions += inside.pop(name).num_preemptions
+    if run.scheduler is not None:
+        record = scheduler.kvwatt_record()
+        counts.told = {name: getattr(record, name) for name in record.__struct_fields__}
+    return counts
+
+
+def _inject(scheduler: Any, every: int) -> None:
+    """Make the plugin's own look at the queue fail every so many steps."""
+    if not every:
+        return
+    whole, calls = scheduler._kvwatt_look, iter(range(1 << 60))
+
+    def failing(*args: object) -> object:
+        if next(calls) % every == 0:
+            raise ZeroDivisionError("injected")
+        return whole(*args)
+
+    scheduler._kvwatt_look = failing
+
+
+def main(arguments: Sequence[str]) -> None:
+    logging.disable(logging.CRITICAL)
+    plan = json.load(sys.stdin)
+    counts = [asdict(play(arguments[0], Run(**run))) for run in plan]
+    sys.stdout.write("\n@" + json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
