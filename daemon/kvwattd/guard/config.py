@@ -119,8 +119,14 @@ def build(values: Mapping[str, object], exit_on_disconnect: bool = False) -> Gua
     )
 
 
-def parse_flags(argv: list[str]) -> tuple[argparse.Namespace, dict[str, object]]:
-    """The namespace, and the values given by flags."""
+def known_keys() -> list[str]:
+    """Every key of the file, in the order of the documentation."""
+    order = ["gpus", "min_mhz", "max_mhz", "lease_s", "nvml_deadline_s", "users", "groups", "hold_off_s"]
+    return [*order, *sorted(_KEYS - set(order))]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `kvwatt-guard`."""
     parser = argparse.ArgumentParser(
         prog="kvwatt-guard",
         description="Sets GPU clocks for kvwatt under a lease, and puts back what it set. Needs root.",
@@ -157,7 +163,12 @@ def parse_flags(argv: list[str]) -> tuple[argparse.Namespace, dict[str, object]]
         action="store_true",
         help="tell the running guard that it may set again what it left alone",
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def parse_flags(argv: list[str]) -> tuple[argparse.Namespace, dict[str, object]]:
+    """The namespace, and the values given by flags."""
+    options = parser().parse_args(argv)
     return options, {key: value for key, value in vars(options).items() if key in _KEYS and value is not None}
 
 

@@ -23,31 +23,31 @@ MAX_UUID_CHARS = 96
 class Code(StrEnum):
     """Why a request was refused or failed."""
 
-    BAD_MESSAGE = "bad_message"
-    TOO_LARGE = "too_large"
-    BAD_VERSION = "bad_version"
-    HELLO_FIRST = "hello_first"
+    BAD_MESSAGE = "bad_message"  # tells the key, the value and what is expected
+    TOO_LARGE = "too_large"  # the connection is closed
+    BAD_VERSION = "bad_version"  # a client older than what is served
+    HELLO_FIRST = "hello_first"  # any other operation before it
     BUSY = "busy"  # another connection controls, or too many connections
-    NOT_CONTROLLER = "not_controller"
-    LEASE_EXPIRED = "lease_expired"
-    UNKNOWN_GPU = "unknown_gpu"
-    REFUSED_CLOCK = "refused_clock"
-    MIG = "mig"
-    NO_PERMISSION = "no_permission"
-    NOT_SUPPORTED = "not_supported"
-    GPU_LOST = "gpu_lost"
-    NVML = "nvml"
+    NOT_CONTROLLER = "not_controller"  # asked of a connection without the lease
+    LEASE_EXPIRED = "lease_expired"  # everything was reset: say anew what is wanted
+    UNKNOWN_GPU = "unknown_gpu"  # not on the guard's own list
+    REFUSED_CLOCK = "refused_clock"  # out of bounds, or not supported; tells the nearest
+    MIG = "mig"  # clocks of a divided GPU are nobody's alone
+    NO_PERMISSION = "no_permission"  # NVML's: root, or CAP_SYS_ADMIN, is needed
+    NOT_SUPPORTED = "not_supported"  # NVML's: this GPU locks no clocks
+    GPU_LOST = "gpu_lost"  # NVML's, or a driver reload
+    NVML = "nvml"  # any other error of NVML, in its words
     AMDSMI = "amdsmi"
     HUNG = "hung"  # an NVML call missed its deadline
     RESETTING = "resetting"  # an earlier reset of this GPU has not succeeded yet
-    STATE_FILE = "state_file"
-    STOPPING = "stopping"
+    STATE_FILE = "state_file"  # the record cannot be written: nothing is set
+    STOPPING = "stopping"  # the guard ends
     NOT_ALLOWED = "not_allowed"  # this user may not ask for that
     YIELDED = "yielded"  # another program sets this GPU's clocks
     DISOBEYED = "disobeyed"  # the GPU took a clock and did not run at it
-    # client side only
-    UNREACHABLE = "unreachable"
-    TIMEOUT = "timeout"
+    # the last two come from the client's side only
+    UNREACHABLE = "unreachable"  # nobody listens at the socket
+    TIMEOUT = "timeout"  # no answer in time
 
 
 class GuardError(Exception):
@@ -68,7 +68,7 @@ class ClockState(StrEnum):
     """What the guard knows about a GPU's clock lock."""
 
     DEFAULT = "default"  # nothing set by this guard
-    SET = "set"
+    SET = "set"  # locked by this guard
     RESETTING = "resetting"  # set once, reset not confirmed
     HUNG = "hung"  # an NVML call has not come back
     YIELDED = "yielded"  # another program's clock is on it: not written to for a while
@@ -77,19 +77,19 @@ class ClockState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GuardHello:
-    version: int
-    lease_s: float
-    gpus: tuple[str, ...]
-    min_mhz: int
-    max_mhz: int
+    version: int  # spoken from now on
+    lease_s: float  # how long a clock outlives its last renewal
+    gpus: tuple[str, ...]  # that may be set
+    min_mhz: int  # no clock below
+    max_mhz: int  # no clock above
 
 
 @dataclass(frozen=True, slots=True)
 class GuardGpu:
     uuid: str
     state: ClockState
-    floor_mhz: int | None
-    target_mhz: int | None
+    floor_mhz: int | None  # lower end of the lock; None when not set
+    target_mhz: int | None  # upper end of the lock; None when not set
     fault: str | None  # the last failure on this GPU, None after a success
     clock_mhz: int | None = None  # read back; None: not yet, or it could not be read
     limited_by: tuple[str, ...] = ()  # what holds the clock back now, in the words of `obedience.LIMITS`
@@ -99,13 +99,13 @@ class GuardGpu:
 
 @dataclass(frozen=True, slots=True)
 class GuardStatus:
-    version: int
+    version: int  # spoken by the guard
     uptime_s: float
-    lease_s: float
+    lease_s: float  # how long a clock outlives its last renewal
     lease_remaining_s: float | None  # None: no controller
-    controller_pid: int | None
-    lease_expirations: int
-    rollbacks: int
+    controller_pid: int | None  # None: no controller
+    lease_expirations: int  # how often it ended without renewal
+    rollbacks: int  # how often a group was put to default since one of it failed
     gpus: tuple[GuardGpu, ...]
     yields: int = 0  # how often another program's clock was found
     disobeyed: int = 0  # how often a GPU did not run at what was set
