@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
+from kvwatt.attainment import Tally
 from kvwatt.policy import NO_BUDGET, Applied, Budget, PolicyParams, decide
-from kvwatt.state import Binding, Decision, EngineShape, EngineSnapshot, GpuSample, Slo
+from kvwatt.state import Binding, Decision, EngineShape, EngineSnapshot, GpuSample, Metric, Slo
 from kvwattd.config import InstanceConfig, Mode
 from kvwattd.durations import Durations
 from kvwattd.energy_account import EnergyAccount
@@ -25,6 +26,7 @@ from kvwattd.observation import Observation
 from kvwattd.promises import Promises
 from kvwattd.regime import DECIDES, Facts, Regime, Standing, advance
 from kvwattd.savings import Savings
+from kvwattd.shadow.account import Shadow
 from kvwattd.telemetry.energy_counter import EnergyReading, new_doubts
 from kvwattd.telemetry.gpu import GpuInfo
 
@@ -63,7 +65,8 @@ class InstanceRuntime:
     clock_changes: int = 0
     decisions: deque[Recorded] = field(default_factory=lambda: deque(maxlen=DECISIONS_KEPT))
     bindings: Counter[Binding] = field(default_factory=Counter)
-    savings: Savings = field(default_factory=Savings)
+    savings: Savings = field(default_factory=Savings)  # in control
+    shadow: Shadow = field(default_factory=Shadow)
     account: EnergyAccount = field(default_factory=EnergyAccount)
     holdout: HoldoutRun = field(default_factory=HoldoutRun)  # holds nothing until a ledger is kept
     latencies: LatencyMonitor = field(default_factory=LatencyMonitor)
@@ -121,7 +124,8 @@ class InstanceRuntime:
         if before and self.regime in DECIDES:
             used_j = sum(mine[u].energy_j - before[u].energy_j for u in mine if u in before)
             decided = None if self.holdout.held else self.last
-            self.savings.observe(used_j, decided, self.regime is Regime.ACTIVE)
+            active = self.regime is Regime.ACTIVE
+            (self.savings if active else self.shadow.savings).observe(used_j, decided, active)
 
     def on_page(self, page: EngineSnapshot, layout: str | None = None) -> None:
         """Fold in an accepted page: what is observed, how promises are kept, whether forecasts held."""
@@ -132,19 +136,31 @@ class InstanceRuntime:
         if page is self.observation.first:
             self.latencies.restart()
             self.promises.restart()
+            self.shadow.restart()
         forecast = (self.last.chosen or self.last.at_default) if self.last is not None else None
         self.latencies.on_page(page, forecast, self.slo)
         self.promises.on_page(page, self.slo, self.observation.judged)
-        budget = self.promises.budget(page.observed_s, self.slo)
+        budget = self._spent(page)
         self._budget, self._cautious = Budget(budget), self.latencies.cautious(self.slo, budget)
         attribute(self.account, self.observation, self.samples, self.model.compiled)
         if self.savings.due(page.observed_s):
             self._judge_savings(page.observed_s)
 
+    def _spent(self, page: EngineSnapshot) -> Mapping[Metric, Tally]:
+        """How the promises were kept over the operator's window; in shadow mode, how they would have been."""
+        if self.regime is not Regime.SHADOW:
+            return self.promises.budget(page.observed_s, self.slo)
+        seen, compiled = self.observation, self.model.compiled
+        paced = seen.check.paced(compiled) if compiled is not None else None
+        model = (paced, self.shape(), seen.traffic(self.slo))
+        self.shadow.on_page(page, self.slo, seen.judged, seen.state(), model, self.applied.clock_mhz)
+        return self.shadow.budget(page.observed_s, self.slo, self.promises.window_s)
+
     def _judge_savings(self, now_s: float) -> None:
         traffic = self.observation.traffic(self.slo)
         compiled, reaction_s = self.model.compiled, self.params.reaction_s
         self.savings.judge(now_s, compiled, self.shape(), self.slo, traffic, reaction_s)
+        self.shadow.savings.like(self.savings)
 
     def on_energy(self, accounts: Mapping[str, EnergyReading]) -> None:
         """What stands behind the energy figures; a doubt about a counter is told when it begins."""
@@ -258,6 +274,8 @@ class InstanceRuntime:
             level = logging.WARNING if new.regime is Regime.FAILSAFE else logging.INFO
             log.log(level, "instance %s: %s -> %s: %s", self.name, self.regime, new.regime, new.reason)
             self.savings.pause()
+            self.shadow.savings.pause()
+            self.shadow.restart()
         self.standing = new
 
     def _decide(self, now_s: float) -> int | None:
@@ -289,6 +307,8 @@ class InstanceRuntime:
             return self._default(now_s, "watching traffic: a second page is needed")
         if snapshot.asleep:
             return self._default(now_s, "the engine sleeps")
+        if self.regime is Regime.SHADOW:
+            state = self.shadow.state(state)
         check = self.observation.check
         compiled, bounds = check.paced(compiled), check.bounds(compiled)
         params = self._params_now()

@@ -33,3 +33,4 @@ class ModelSlot:
     compiled: CompiledModel | None = None
     missing: str | None = "no model loaded yet"
     refused: bool = False
+    power_error_ratio: float = 0.0  # mean, on loads it had not seen

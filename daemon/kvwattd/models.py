@@ -140,7 +140,7 @@ class Models:
         used = set(self._keys.values())
         self._loaded = {other: table for other, table in self._loaded.items() if other in used}
         self._manifests[run.name] = manifest
-        run.model = ModelSlot(compiled)
+        run.model = ModelSlot(compiled, None, power_error_ratio=manifest.errors.get("fold_power_mape", 0.0))
         clocks = compiled.clocks_mhz
         log.info(
             "instance %s: model ready, version %d, %d clocks %d-%d MHz",

@@ -59,7 +59,7 @@ class Promises:
         if old is None or page.observed_s <= old.observed_s:
             return
         for metric, target in targets(slo).items():
-            kept = _counted(metric, page, old, target.limit_s) if judged is None else None
+            kept = counted(metric, page, old, target.limit_s) if judged is None else None
             if judged is not None:
                 seconds = judged.latencies_s(metric)
                 kept = Attained(float(sum(s <= target.limit_s for s in seconds)), float(len(seconds)))
@@ -71,7 +71,7 @@ class Promises:
         return self.attainment.budget(now_s, slo)
 
 
-def _counted(metric: Metric, page: EngineSnapshot, old: EngineSnapshot, limit_s: float) -> Attained | None:
+def counted(metric: Metric, page: EngineSnapshot, old: EngineSnapshot, limit_s: float) -> Attained | None:
     """From the growth of the page's histogram; None where it is not one and the same histogram."""
     new, before = _histogram(metric, page), _histogram(metric, old)
     if new.bounds != before.bounds or new.count < before.count:

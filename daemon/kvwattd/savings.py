@@ -55,6 +55,10 @@ class Savings:
         rate = traffic.arrival_per_s
         self._at = at_clocks(model, shape, slo, traffic, rate * prompts, rate * outputs, reaction_s)
 
+    def like(self, other: Savings) -> None:
+        """Judged as another has been."""
+        self._at, self._judged_s = other._at, other._judged_s
+
     def observe(self, used_j: float, decision: Decision | None, applied: bool) -> None:
         """Energy used since the last reading under `decision`.
 

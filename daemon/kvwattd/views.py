@@ -35,6 +35,7 @@ from kvwattd.guard_link import GuardLink
 from kvwattd.instance import InstanceRuntime, Recorded
 from kvwattd.model_versions import SHIPPED, Version
 from kvwattd.observation import Observation
+from kvwattd.shadow.view import shadow_view
 from kvwattd.telemetry.energy_counter import EnergyReading
 from kvwattd.views_energy import attribution_view
 from kvwattd.views_page import clock_range_view, quantile_s
@@ -82,6 +83,7 @@ def instance_view(
         telemetry=telemetry_view(run, now_s),
         model=model,
         savings=savings_view(run),
+        shadow=shadow_view(run),
         attribution=attribution_view(run.account),
         override=override_view(run, now_s),
         decisions_total=dict(run.bindings),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from kvwatt.attainment import Attained, Attainment
@@ -30,10 +30,10 @@ class JudgedRequests(Attainment):
         self.seen[metric] += seen
         return True
 
-    def take(self) -> dict[str, int]:
+    def take(self, prefix: str = "") -> dict[str, int]:
         """Thousandths of requests, by the names of an entry's columns."""
-        found = {f"{metric}_met": self.met[metric] for metric in Metric}
-        found |= {f"{metric}_seen": self.seen[metric] for metric in Metric}
+        found = {f"{prefix}{metric}_met": self.met[metric] for metric in Metric}
+        found |= {f"{prefix}{metric}_seen": self.seen[metric] for metric in Metric}
         self.met.clear()
         self.seen.clear()
         return found
@@ -76,8 +76,7 @@ class Sums:
     energy_j: float = 0.0
     estimated_j: float = 0.0
     clock_mhz_s: float = 0.0
-    decided_mhz_s: float = 0.0
-    decided_s: float = 0.0
+    decided_s: dict[int, float] = field(default_factory=lambda: defaultdict(float))  # by clock, MHz
     clock_min_mhz: int = 0
     clock_max_mhz: int = 0
     regimes: Counter[str] = field(default_factory=Counter)

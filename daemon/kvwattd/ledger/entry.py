@@ -66,6 +66,13 @@ class Entry:
     would_mj: int = 0  # in shadow mode: scaled to the clock decided; else as used
     work_mj: int = 0  # what the model expects of this work at driver default
     work_ms: int = 0  # time for which it could be asked
+    would_error_mj: int = 0  # in shadow mode: half-width of the 95 % interval of would_mj
+    would_ttft_met: int = 0  # in shadow mode, by the model: as above, had the decided clocks been set
+    would_ttft_seen: int = 0
+    would_tbt_met: int = 0
+    would_tbt_seen: int = 0
+    would_e2e_met: int = 0
+    would_e2e_seen: int = 0
     # what is counted by name
     regimes: Mapping[str, int] = field(default_factory=dict)
     bindings: Mapping[str, int] = field(default_factory=dict)

@@ -136,12 +136,15 @@ def by_instance(rows: Iterable[Entry]) -> dict[str, list[Entry]]:
     return found
 
 
-def kept_promises(rows: Iterable[Entry]) -> Mapping[Metric, Attained]:
-    """Requests judged in these rows, and those within the limit in force then."""
+def kept_promises(rows: Iterable[Entry], would: str = "") -> Mapping[Metric, Attained]:
+    """Requests judged in these rows, and those within the limit in force then.
+
+    `would`: "would_" for those that shadow mode would have judged, at the clocks it decided on."""
+    kept = list(rows)
     found = {}
     for metric in Metric:
-        met = sum(getattr(row, f"{metric}_met") for row in rows) / 1e3
-        seen = sum(getattr(row, f"{metric}_seen") for row in rows) / 1e3
+        met = sum(getattr(row, f"{would}{metric}_met") for row in kept) / 1e3
+        seen = sum(getattr(row, f"{would}{metric}_seen") for row in kept) / 1e3
         if seen > 0:
             found[metric] = Attained(met, seen)
     return found

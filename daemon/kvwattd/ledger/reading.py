@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kvwatt.holdout import Arm
 from kvwattd.ledger.entry import SUMS, Entry, Level, entry_from
-from kvwattd.ledger.schema import MIGRATIONS, SELECT, SELECT_RUNS, NewerFileError, Run
+from kvwattd.ledger.schema import MIGRATIONS, SELECT, SELECT_RUNS, NewerFileError, Run, select_in
 
 BUSY_S = 5.0
 # There is no log beside the file, and none can be made.
@@ -61,7 +61,8 @@ def entries(connection: sqlite3.Connection, from_ms: int, to_ms: int) -> list[En
     if version > len(MIGRATIONS):
         raise NewerFileError(f"schema version {version}: written by a later kvwatt; use that one to read it")
     found = connection.execute(
-        f"{SELECT} WHERE start_ms >= ? AND start_ms < ? ORDER BY start_ms, id", (from_ms, to_ms)
+        f"{select_in(connection)} WHERE start_ms >= ? AND start_ms < ? ORDER BY start_ms, id",
+        (from_ms, to_ms),
     )
     return [entry_from(row) for row in found]
 

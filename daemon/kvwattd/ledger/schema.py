@@ -33,13 +33,31 @@ CREATE TABLE entries (
 );
 CREATE INDEX entries_by_time ON entries (level, start_ms);
 """
-MIGRATIONS = (_FIRST,)
+# What shadow mode would have cost, and how sure its saving is.
+_SHADOW = "".join(
+    f"ALTER TABLE entries ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0;"
+    for name in (
+        "would_error_mj",
+        *(f"would_{metric}_{what}" for metric in ("ttft", "tbt", "e2e") for what in ("met", "seen")),
+    )
+)
+MIGRATIONS = (_FIRST, _SHADOW)
 
 _COLUMNS = ", ".join(NAMES)
 INSERT = f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * len(NAMES))})"  # noqa: S608
 BEGIN_RUN = "INSERT OR IGNORE INTO runs (start_ms, version, seed, holdout) VALUES (?, ?, ?, ?)"
 SELECT_RUNS = "SELECT start_ms, version, seed, holdout FROM runs"
 SELECT = f"SELECT {_COLUMNS} FROM entries"  # noqa: S608 (both of our own names)
+
+
+def select_in(connection: sqlite3.Connection) -> str:
+    """SELECT for a file that may be of an earlier version: numbers that it does not have are 0.
+
+    Raises sqlite3.Error.
+    """
+    there = {str(row[1]) for row in connection.execute("PRAGMA table_info(entries)")}
+    columns = ", ".join(name if name in there else f"0 AS {name}" for name in NAMES)
+    return f"SELECT {columns} FROM entries"  # noqa: S608 (our own names)
 
 
 class NewerFileError(Exception):

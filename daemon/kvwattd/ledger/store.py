@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kvwattd.ledger.entry import Entry, entry_from, values
-from kvwattd.ledger.schema import BEGIN_RUN, INSERT, SELECT, SELECT_RUNS, Run, migrate
+from kvwattd.ledger.schema import BEGIN_RUN, INSERT, SELECT, SELECT_RUNS, Run, migrate, select_in
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def _checked(path: Path) -> sqlite3.Connection:
 
 def readable(path: Path) -> Iterator[Entry]:
     """Rows of a damaged file: from its beginning up to the damage, and from its end back to it."""
-    columns = SELECT.removeprefix("SELECT ")
+    columns = _select(path).removeprefix("SELECT ")
     seen: set[object] = set()
     for order in ("ASC", "DESC"):
         for number, *row in _until_damage(path, f"SELECT id, {columns} ORDER BY id {order}"):
@@ -163,6 +163,13 @@ def readable(path: Path) -> Iterator[Entry]:
             seen.add(number)
             with contextlib.suppress(ValueError, TypeError):
                 yield entry_from(row)
+
+
+def _select(path: Path) -> str:
+    """Of the columns that the file has, where that can still be seen."""
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as connection:
+        return select_in(connection)
+    return SELECT
 
 
 def readable_runs(path: Path) -> Iterator[Run]:

@@ -21,7 +21,8 @@ from kvwattd.instance import InstanceRuntime
 from kvwattd.ledger.counting import JudgedRequests, Sums, Tokens, Whole
 from kvwattd.ledger.entry import NO_STRATUM, Entry
 from kvwattd.promises import Promises
-from kvwattd.regime import DECIDES
+from kvwattd.regime import DECIDES, Regime
+from kvwattd.shadow.account import would_error_ratio
 
 CLOCKS_JUDGED = 8
 LONGEST_S = 3.0  # between two readings of the GPUs
@@ -42,6 +43,7 @@ class Taking:
         self._put = put
         self._tokens, self._judged, self._promises = Tokens(), JudgedRequests(), Promises()
         self._promises.attainment = self._judged
+        self._would = JudgedRequests()  # in shadow mode, at the clocks decided on
         self._sums, self._whole = Sums(), Whole()
         self._bindings: Counter[Binding] = Counter(run.bindings)
         self._kind: Kind | None = None
@@ -60,6 +62,9 @@ class Taking:
             self._promises.restart()
         self._tokens.on_page(seen.snapshot, seen.snapshot is seen.first)
         self._promises.on_page(seen.snapshot, self.run.slo, seen.judged)
+        if self.run.regime is Regime.SHADOW:
+            for metric, kept in self.run.shadow.engine.newest.items():
+                self._would.observe(metric, seen.snapshot.observed_s, kept)
 
     def on_gpu(self, now_s: float, wall_s: float, mode: Mode) -> None:
         """After the instance took in a reading of its GPUs."""
@@ -112,8 +117,7 @@ class Taking:
             sums.clock(sum(clocks) / len(clocks), min(clocks), max(clocks), dt_s)
         if run.regime in DECIDES and run.last is not None and run.gpus:
             default_mhz = min(info.default_mhz for info in run.gpus)
-            sums.decided_mhz_s += dt_s * (run.last.clock_mhz or default_mhz)
-            sums.decided_s += dt_s
+            sums.decided_s[run.last.clock_mhz or default_mhz] += dt_s
 
     def _used(self) -> tuple[float, float]:
         """Joules since the last time, and those of them that are estimates; a GPU seen anew begins at 0."""
@@ -133,8 +137,10 @@ class Taking:
         judged = self._at_clocks(prompt, generation)
         time_ms = whole("time", 1e3 * sums.time_s)
         fixed, work_mj = _told(judged, sums.time_s, time_ms)
-        requests_judged: dict[str, Any] = {**self._judged.take()}
+        requests_judged: dict[str, Any] = {**self._judged.take(), **self._would.take("would_")}
         to_default, to_decided = _factors(judged, sums, mode, arm)
+        # Of the same model in every interval: the errors add up as they are, not in square.
+        error = would_error_ratio(self.run.model.power_error_ratio, to_decided) if to_decided != 1.0 else 0.0
         return Entry(
             instance=self.run.name,
             start_ms=self._opened_ms,
@@ -158,6 +164,7 @@ class Taking:
             clock_mhz_ms=whole("clock", 1e3 * sums.clock_mhz_s),
             default_mj=whole("default", 1e3 * sums.energy_j * to_default),
             would_mj=whole("would", 1e3 * sums.energy_j * to_decided),
+            would_error_mj=whole("error", 1e3 * sums.energy_j * error),
             work_mj=work_mj,
             work_ms=time_ms if judged is not None else 0,
             regimes=dict(sums.regimes),
@@ -198,8 +205,9 @@ def _factors(judged: AtClocks | None, sums: Sums, mode: Mode, arm: Arm) -> tuple
     clocks, watts = np.array(judged.clocks_mhz), judged.power_w
     if arm in IN_CONTROL and sums.clock_mhz_s > 0.0:
         return float(watts[-1] / np.interp(sums.clock_mhz_s / sums.time_s, clocks, watts)), 1.0
-    if mode is Mode.SHADOW and sums.decided_s > 0.0:
-        decided_w = np.interp(sums.decided_mhz_s / sums.decided_s, clocks, watts)
-        share = sums.decided_s / sums.time_s
-        return 1.0, float(1.0 - share + share * decided_w / watts[-1])
+    if mode is Mode.SHADOW and sums.decided_s:
+        # Clock by clock: power is no straight line, and the mean clock's is less than the clocks' mean power.
+        at_s = np.array(list(sums.decided_s.values()))
+        ratios = np.interp(list(sums.decided_s), clocks, watts) / watts[-1]
+        return 1.0, float(1.0 + (ratios - 1.0) @ at_s / max(sums.time_s, at_s.sum()))
     return 1.0, 1.0

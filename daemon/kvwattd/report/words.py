@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from kvwatt.savings_stats import SloCost
 from kvwattd.money import J_PER_KWH, Bill
-from kvwattd.report.figures import Figures, Report, Saving
+from kvwattd.report.figures import Figures, Kept, Report, Saving
 
 UNKNOWN = "–"
 
@@ -49,9 +50,23 @@ def heading(saving: Saving) -> str:
     return f"{'would have saved' if saving.would else 'saved'} against {saving.baseline}"
 
 
-def attainment(figures: Figures) -> str:
-    told = [f"{m.upper()} {kept.ratio:.2%} of {kept.seen:,.0f}" for m, kept in figures.attainment.items()]
+def attainment(each: Mapping[str, Kept]) -> str:
+    told = [f"{m.upper()} {kept.ratio:.2%} of {kept.seen:,.0f}" for m, kept in each.items()]
     return ", ".join(told) or UNKNOWN
+
+
+def in_short(figures: Figures) -> str | None:
+    """What shadow mode comes to: would have saved 31 % ± 2 at 99.6 %; None where there was no shadow mode."""
+    saving = next((s for s in figures.savings if s.would), None)
+    if saving is None or saving.ratio is None:
+        return None
+    told = f"would have saved {100 * saving.ratio:.0f} %"
+    if saving.high_j is not None:
+        told += f" ± {100 * (saving.high_j - saving.saved_j) / saving.baseline_j:.0f}"
+    least = min((kept.ratio for kept in figures.would_attainment.values()), default=None)
+    if least is not None:
+        told += f" at {100 * least:.1f} % (the promise kept least)"
+    return f"{told}: estimates of the model, nothing was set"
 
 
 def cost(metric: str, found: SloCost) -> str:
@@ -98,12 +113,17 @@ def lines(figures: Figures, report: Report) -> list[tuple[str, str]]:
         ("requests", f"{f.requests:,} finished"),
         ("energy per token", f"{f.j_per_token:.3g} J per generated token" if f.j_per_token else UNKNOWN),
         ("mean clock", f"{f.clock_mhz:.0f} MHz" if f.clock_mhz else UNKNOWN),
-        ("promises kept", attainment(f)),
+        ("promises kept", attainment(f.attainment)),
         ("time by regime", shares(dict(f.regimes_h))),
         ("decisions by reason", shares({name: float(n) for name, n in f.decisions.items()})),
         ("time in control", f"{f.controlled_h:.2f} h, and {f.held_h:.2f} h held at default to measure"),
     ]
+    if f.would_attainment:
+        found.append(("promises that would have been kept", f"{attainment(f.would_attainment)}; an estimate"))
     found += [(heading(saving), f"{saved(saving)}; {saving.note}") for saving in f.savings]
+    short = in_short(f)
+    if short is not None:
+        found.insert(0, ("shadow mode", short))
     if not any(saving.windows for saving in f.savings):
         why = "no time in control" if not f.controlled_h else "fewer than three windows at default so far"
         found.append(("saved, measured", f"not known: {why}"))

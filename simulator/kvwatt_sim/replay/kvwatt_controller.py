@@ -26,7 +26,8 @@ class KvwattController:
     """Polls pages and GPU readings and ticks as the daemon does.
 
     `model` is a trained one, not the plant's laws; true lengths are never seen. `tapped`: every request is
-    known one by one, as from the tap; False: aggregates only, as from the metrics page.
+    known one by one, as from the tap; False: aggregates only, as from the metrics page. `mode`: in shadow
+    mode the clock is never asked for, as live.
     """
 
     card: Card
@@ -38,6 +39,7 @@ class KvwattController:
     period_s: float = 0.1
     switch_latency_s: float = 0.2
     tapped: bool = True
+    mode: Mode = Mode.ACTIVE
     run: InstanceRuntime = field(init=False)
     _ticks: int = field(default=0, init=False)
     _told: Told = field(default_factory=Told, init=False)
@@ -71,7 +73,7 @@ class KvwattController:
             run.observation.on_state(plant.state())
         self._ticks += 1
         before = run.confirmed_mhz
-        target = run.tick(now_s, Mode.ACTIVE, None)
+        target = run.tick(now_s, self.mode, None)
         if target != before:
             run.on_applied(target, now_s)
         return target

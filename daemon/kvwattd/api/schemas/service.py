@@ -16,6 +16,7 @@ from kvwattd.api.schemas.models import ModelView
 from kvwattd.api.schemas.observed import ClockRangeView, GpuView, ProjectionView, StepView, TelemetryView
 from kvwattd.api.schemas.pool import PoolView
 from kvwattd.api.schemas.promises import AttainmentView, LatencyBoundView, SloView
+from kvwattd.api.schemas.shadow import ShadowView
 from kvwattd.config import Mode
 from kvwattd.regime import Regime
 
@@ -61,7 +62,8 @@ class InstanceView(View):
     latency_bounds: dict[Metric, LatencyBoundView] = Field(default_factory=dict)
     telemetry: TelemetryView = TelemetryView()
     model: ModelView
-    savings: SavingsView | None = None
+    savings: SavingsView | None = Field(None, description="of the time in control")
+    shadow: ShadowView | None = Field(None, description="null outside shadow mode")
     attribution: AttributionView | None = None
     override: OverrideView | None = None
     decisions_total: dict[Binding, int] = Field(default_factory=dict)
