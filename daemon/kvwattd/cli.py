@@ -1,7 +1,6 @@
-"""`kvwatt`: a table of commands, each imported only when it is called.
+"""`kvwatt`: a table of commands, each imported only when it is called, or when its options are completed.
 
-Exit codes of every command: 0 done, 1 failed or found a problem, 2 wrong usage or configuration,
-130 interrupted.
+Exit codes of every command: see `commands.exits`.
 """
 
 from __future__ import annotations
@@ -16,10 +15,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from kvwattd.commands.exits import EPILOG
 from kvwattd.version import kvwatt_version
 
 ENTRY_POINTS = "kvwatt.commands"
-_EPILOG = "Exit codes: 0 done, 1 failed or found a problem, 2 wrong usage or configuration."
+HELP = (
+    "Keeps LLM serving inside its latency promises at the least energy.\n\n"
+    "To see it: kvwatt demo. The way to a deployment: kvwatt doctor, profile, train, run (in shadow mode), "
+    "report, mode active (docs/first-run.md). Every command explains itself: kvwatt COMMAND --help."
+)
+# What a shell sets while it asks for completions, and where it puts the line: bash, then zsh and fish.
+COMPLETING, LINES = "_KVWATT_COMPLETE", ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,11 @@ COMMANDS = {
     "run": Command("Run the daemon beside vLLM.", "kvwattd.commands.run:run"),
     "guard": Command("Run the privileged process that alone writes clocks.", "kvwattd.commands.guard:app"),
     "status": Command("Show what a running daemon does.", "kvwattd.commands.status:status"),
+    "top": Command("Watch it live.", "kvwattd.commands.top:top"),
+    "mode": Command("Show or change what it may do: off, shadow, active.", "kvwattd.commands.mode:mode"),
+    "slo": Command("Show or change the promises.", "kvwattd.commands.slo:slo"),
+    "override": Command("Hold a clock by hand for a while.", "kvwattd.commands.override:override"),
+    "scale": Command("Show or set how many instances run.", "kvwattd.commands.scale:scale"),
     "report": Command(
         "Show what was used and saved, with intervals, from the ledger.", "kvwattd.commands.report:report"
     ),
@@ -86,7 +97,7 @@ def run_command(name: str, args: list[str]) -> NoReturn:
         raise SystemExit(1) from error
     if not isinstance(target, typer.Typer):
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command(epilog=_EPILOG)(target)
+        app.command(epilog=EPILOG)(target)
         target = app
     target(args=args, prog_name=f"kvwatt {name}")
     raise SystemExit(0)
@@ -110,21 +121,46 @@ def _root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Keeps LLM serving inside its latency promises at the least energy."""
+    """Root of all commands; its help is HELP."""
 
 
 def build_app() -> typer.Typer:
     """The command line with every known command and every other entry point, none of them imported."""
     app = typer.Typer(
-        name="kvwatt", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+        name="kvwatt", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False
     )
-    app.callback(epilog=_EPILOG)(_root)
+    app.callback(help=HELP, epilog=EPILOG)(_root)
     others = {name: Command("Provided by another package.") for name in _plugins() if name not in COMMANDS}
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    completed = _completed()
     for name, command in (COMMANDS | others).items():
+        if name == completed:
+            _add_whole(app, name)
+            continue
         register = app.command(name, help=command.help, add_help_option=False, context_settings=settings)
         register(_forwarder(name))
     return app
+
+
+def _completed() -> str | None:
+    """The command whose options a shell asks for, if it does."""
+    if COMPLETING not in os.environ:
+        return None
+    line = next((os.environ[name] for name in LINES if name in os.environ), "")
+    words = line.split()
+    return words[1] if len(words) > 2 or (len(words) == 2 and line.endswith((" ", "\n"))) else None
+
+
+def _add_whole(app: typer.Typer, name: str) -> None:
+    """With its options, so that they can be completed; a command that cannot be loaded has none."""
+    try:
+        target = _target(name)
+    except CommandMissing:
+        return
+    if isinstance(target, typer.Typer):
+        app.add_typer(target, name=name)
+    else:
+        app.command(name)(target)
 
 
 def main() -> None:

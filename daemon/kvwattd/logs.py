@@ -1,4 +1,4 @@
-"""Logging to standard error: text for people and journald, or one JSON object per line."""
+"""Logging to standard error: text for people or one JSON object per line; journald gets its priorities."""
 
 from __future__ import annotations
 
@@ -28,11 +28,20 @@ class JsonFormatter(logging.Formatter):
 
 
 class JournalFormatter(logging.Formatter):
-    """Text with journald's priority prefix; journald adds the time itself."""
+    """What `inner` makes of a record, each line with journald's priority prefix, which journald takes off."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
-        prefix = f"<{_PRIORITY.get(record.levelno, 6)}>"
-        return "\n".join(prefix + line for line in super().format(record).splitlines())
+        prefix = f"<{_priority(record.levelno)}>"
+        return "\n".join(prefix + line for line in self._inner.format(record).splitlines())
+
+
+def _priority(level: int) -> int:
+    """Of levels in between, that of the next lower one."""
+    return next((priority for at, priority in reversed(_PRIORITY.items()) if level >= at), 7)
 
 
 def configure_logging(level: str, log_format: str) -> None:
@@ -48,12 +57,26 @@ def configure_logging(level: str, log_format: str) -> None:
 
 
 def _formatter(log_format: str) -> logging.Formatter:
+    journal = _is_journal()
     if log_format == "json":
-        return JsonFormatter()
-    if "JOURNAL_STREAM" in os.environ:
-        return JournalFormatter("%(name)s: %(message)s")
+        return JournalFormatter(JsonFormatter()) if journal else JsonFormatter()
+    if journal:  # which adds the time itself
+        return JournalFormatter(logging.Formatter("%(name)s: %(message)s"))
     formatter = logging.Formatter(
         "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S"
     )
     formatter.converter = time.gmtime
     return formatter
+
+
+def _is_journal() -> bool:
+    """Whether standard error is the journal's: what systemd says must be what it is (systemd.exec(5)).
+
+    A child whose output was redirected inherits the variable alone.
+    """
+    told = os.environ.get("JOURNAL_STREAM", "")
+    try:
+        there = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return told == f"{there.st_dev}:{there.st_ino}"

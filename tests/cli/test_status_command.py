@@ -76,9 +76,9 @@ async def test_json_is_the_status_itself(url: str) -> None:
 
 
 async def test_no_daemon_is_told_with_what_to_do() -> None:
-    """When nobody answers, status ends with 1 and says what to look at."""
+    """When nobody answers, status ends with 3 and says what to look at."""
     code, _, err = await status("--url", "http://127.0.0.1:9")
-    assert code == 1
+    assert code == 3
     assert "kvwatt run" in err
     assert "Traceback" not in err
 
@@ -106,7 +106,7 @@ async def test_alarms_stand_on_top() -> None:
     told = dict(alarms(status))
     expected = {
         "mode off: overridden by REST at 1970-01-01 00:00:00Z by operator; "
-        "back to the file: DELETE /api/v1/mode": False,
+        "back to the file: kvwatt mode configured": False,
         "settings: disk full": True,
         "configuration refused at 1970-01-01 00:00:01Z: daemon.tick_s: got 0": True,
         "in force only after a restart: api.port": False,
@@ -133,7 +133,7 @@ async def test_status_over_the_unix_socket_and_with_a_token(tmp_path: Path) -> N
     await server.start()
     try:
         code, _, err = await status("--url", f"unix:{path}")
-        assert code == 1 and "KVWATT_TOKEN" in err
+        assert code == 4 and "KVWATT_TOKEN" in err
         code, out, err = await status("--url", f"unix:{path}", KVWATT_TOKEN="only-for-this-test")
         assert code == 0 and "mode shadow" in out and "only-for-this-test" not in out + err
     finally:

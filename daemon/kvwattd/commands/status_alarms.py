@@ -21,10 +21,10 @@ def alarms(status: StatusView) -> Iterator[tuple[str, bool]]:
 def _settings(view: SettingsView) -> Iterator[tuple[str, bool]]:
     if view.mode is not None:
         told = f"mode {view.mode.mode}: overridden by REST at {_at(view.mode.unix_s)} by {view.mode.by}"
-        yield f"{told}; back to the file: DELETE /api/v1/mode", False
+        yield f"{told}; back to the file: kvwatt mode configured", False
     for name, kept in view.slos.items():
         told = f"SLO of {name}: overridden by REST at {_at(kept.unix_s)} by {kept.by}"
-        yield f"{told}; back to the file: DELETE /api/v1/slos/{name}", False
+        yield f"{told}; back to the file: kvwatt slo {name} --reset", False
     if view.last_error:
         yield f"settings: {view.last_error}", True
 

@@ -7,12 +7,13 @@ from rich.table import Table
 from rich.text import Text
 
 from kvwattd.api.schemas import InstanceView, StatusView
+from kvwattd.api.schemas.shadow import ShadowView
 from kvwattd.commands.status_alarms import alarms
 from kvwattd.commands.status_pool import pool_parts
 from kvwattd.regime import Regime
 
 UNKNOWN = "–"
-_STYLES = {Regime.ACTIVE: "green", Regime.SHADOW: "cyan", Regime.FAILSAFE: "bold red"}
+REGIME_STYLES = {Regime.ACTIVE: "green", Regime.SHADOW: "cyan", Regime.FAILSAFE: "bold red"}
 
 
 def screen(status: StatusView) -> Group:
@@ -38,7 +39,7 @@ def headline(status: StatusView) -> Text:
 
 def title(view: InstanceView) -> Text:
     text = Text(view.name, style="bold")
-    text.append(f"  {view.regime}", style=_STYLES.get(view.regime, "yellow"))
+    text.append(f"  {view.regime}", style=REGIME_STYLES.get(view.regime, "yellow"))
     text.append(f"  {view.regime_reason}", style="dim")
     return text
 
@@ -68,6 +69,9 @@ def _rows(view: InstanceView) -> list[tuple[str, str]]:
     rows.append(("model", f"{view.model.state} {view.model.hardware or view.model.reason}".strip()))
     if view.savings is not None:
         rows.append(("saved", _saved(view)))
+    if view.shadow is not None:
+        rows += [("would set", f"{_mhz(view.shadow.clock_mhz)}; shadow mode sets nothing")]
+        rows += [("would save", _would_save(view.shadow)), ("would keep", _would_keep(view.shadow))]
     if view.last_decision is not None:
         rows.append(("why", view.last_decision.reason))
     if view.override is not None:
@@ -123,6 +127,29 @@ def _saved(view: InstanceView) -> str:
         return UNKNOWN
     share = number(saved.saved_ratio, 100, " %", 1)
     return f"{number(saved.saved_j, 1e-3, ' kJ', 2)} ({share}): an estimate, against {saved.baseline}"
+
+
+def _would_save(shadow: ShadowView) -> str:
+    if shadow.saved_ratio is None:
+        return f"{UNKNOWN} (no energy counted in shadow mode yet)"
+    half = ""
+    if shadow.high_ratio is not None:
+        half = f" ± {100 * (shadow.high_ratio - shadow.saved_ratio):.0f}"
+    joules = number(shadow.saved_j, 1e-3, " kJ", 2)
+    return f"{100 * shadow.saved_ratio:.1f} %{half} ({joules}): an estimate, against {shadow.baseline}"
+
+
+def _would_keep(shadow: ShadowView) -> str:
+    kept = [f"{m.value.upper()} {number(k.ratio, 100, ' %', 2)}" for m, k in shadow.attainment.items()]
+    return f"{', '.join(kept) or UNKNOWN}: an estimate"
+
+
+def saved_short(view: InstanceView) -> str:
+    """The share saved; in shadow mode, in brackets, what would have been."""
+    if view.shadow is not None:
+        told = number(view.shadow.saved_ratio, 100, " %", 1)
+        return f"({told})" if told != UNKNOWN else UNKNOWN
+    return UNKNOWN if view.savings is None else number(view.savings.saved_ratio, 100, " %", 1)
 
 
 def number(value: float | None, scale: float, unit: str, digits: int) -> str:
