@@ -6,6 +6,7 @@ and may set the clock and the KV budget.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -17,6 +18,7 @@ from kvwatt.state import EngineShape, Slo
 from kvwatt_sim import gpu
 from kvwatt_sim.cards import Card
 from kvwatt_sim.engine import Request, RequestRecord
+from kvwatt_sim.engine.types import StepPlan
 from kvwatt_sim.prefix.engine import PrefixEngine
 from kvwatt_sim.traces import TraceRequest
 
@@ -80,41 +82,75 @@ class Result:
         return min(shares, default=1.0)
 
 
+class Serving:
+    """One engine on its card, moved on in virtual time. Set `clock` and the engine's budget between moves."""
+
+    def __init__(self, card: Card, shape: EngineShape) -> None:
+        self.card, self.engine, self.result = card, PrefixEngine(shape), Result()
+        self.now_s, self.clock = 0.0, card.boost_mhz
+        self._coming: deque[tuple[int, HashedRequest]] = deque()
+        self._idle_w = {mhz: card.tp * gpu.power_w(card, mhz, 0.0, 0.0) for mhz in card.supported_mhz}
+
+    @property
+    def inside(self) -> int:
+        """Requests that it has and has not finished."""
+        return len(self._coming) + self.engine.running + self.engine.waiting
+
+    def send(self, number: int, item: HashedRequest) -> None:
+        """A request that arrives at its time. Call in order of arrival."""
+        self._coming.append((number, item))
+
+    def move(self, until_s: float) -> None:
+        """Serve until then; a step that has begun is finished, and energy counted to its end."""
+        while self.now_s < until_s:
+            while self._coming and self._coming[0][1].request.arrival_s <= self.now_s:
+                _add(self.engine, *self._coming.popleft())
+            plan = self.engine.schedule(self.now_s)
+            if plan is None:
+                next_s = self._coming[0][1].request.arrival_s if self._coming else inf
+                self.idle(min(until_s, next_s), self._idle_w[self.clock])
+            else:
+                self._step(plan)
+
+    def idle(self, until_s: float, watts: float) -> None:
+        """Pass time without work."""
+        self.result.energy_j += max(until_s - self.now_s, 0.0) * watts
+        self.now_s = max(self.now_s, until_s)
+
+    def _step(self, plan: StepPlan) -> None:
+        card, result = self.card, self.result
+        load = (plan.decode_batch, plan.kv_tokens, plan.prefill_tokens, plan.prefill_context_tokens)
+        step = gpu.step(card, self.clock, *load)
+        actual = gpu.capped_clock_mhz(card, self.clock, step.compute, step.memory)
+        step = step if actual == self.clock else gpu.step(card, actual, *load)
+        self.now_s += step.time_s
+        result.busy_s += step.time_s
+        result.energy_j += card.tp * step.time_s * gpu.power_w(card, actual, step.compute, step.memory)
+        result.prefill_tokens += plan.prefill_tokens
+        result.records += [event.record for event in self.engine.complete(plan, self.now_s) if event.record]
+
+    def ended(self) -> Result:
+        """The result so far."""
+        engine, result = self.engine, self.result
+        result.duration_s = self.now_s
+        result.hit_tokens, result.asked_tokens = engine.hit_tokens, engine.asked_tokens
+        result.preemptions = engine.counters.preemptions
+        return result
+
+
 def serve(
     card: Card, shape: EngineShape, traffic: Sequence[HashedRequest], policy: Policy, until_s: float
 ) -> Result:
     """Serve until `until_s` is over and everybody has finished."""
-    engine, result = PrefixEngine(shape), Result()
-    coming = list(enumerate(traffic))[::-1]
-    now_s, next_s, arrivals, clock = 0.0, 0.0, 0, card.boost_mhz
-    idle_w = {mhz: card.tp * gpu.power_w(card, mhz, 0.0, 0.0) for mhz in card.supported_mhz}
-    while now_s < until_s or coming or engine.running or engine.waiting:
-        while coming and coming[-1][1].request.arrival_s <= now_s:
-            number, item = coming.pop()
-            _add(engine, number, item)
+    serving, coming, arrivals = Serving(card, shape), deque(enumerate(traffic)), 0
+    while serving.now_s < until_s or coming or serving.inside:
+        serving.clock = policy.act(serving.now_s, serving.engine, arrivals)
+        next_s, arrivals = serving.now_s + PERIOD_S, 0
+        while coming and coming[0][1].request.arrival_s <= next_s:
+            serving.send(*coming.popleft())
             arrivals += 1
-        if now_s >= next_s:
-            clock, arrivals = policy.act(now_s, engine, arrivals), 0
-            next_s = now_s + PERIOD_S
-        plan = engine.schedule(now_s)
-        if plan is None:
-            later_s = min(next_s, coming[-1][1].request.arrival_s if coming else inf)
-            result.energy_j += (later_s - now_s) * idle_w[clock]
-            now_s = later_s
-            continue
-        load = (plan.decode_batch, plan.kv_tokens, plan.prefill_tokens, plan.prefill_context_tokens)
-        step = gpu.step(card, clock, *load)
-        actual = gpu.capped_clock_mhz(card, clock, step.compute, step.memory)
-        step = step if actual == clock else gpu.step(card, actual, *load)
-        now_s += step.time_s
-        result.busy_s += step.time_s
-        result.energy_j += card.tp * step.time_s * gpu.power_w(card, actual, step.compute, step.memory)
-        result.prefill_tokens += plan.prefill_tokens
-        result.records += [event.record for event in engine.complete(plan, now_s) if event.record]
-    result.duration_s = now_s
-    result.hit_tokens, result.asked_tokens = engine.hit_tokens, engine.asked_tokens
-    result.preemptions = engine.counters.preemptions
-    return result
+        serving.move(next_s)
+    return serving.ended()
 
 
 def _add(engine: PrefixEngine, number: int, item: HashedRequest) -> None:
