@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from asked import DASHBOARD, FOLDER, RULES, recorded, series
 from prometheus_process import program
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DEPLOY = REPOSITORY / "deploy"
-FOLDER = DEPLOY / "prometheus"
-RULES = ("kvwatt.rules.yml", "kvwatt.alerts.yml")
-DASHBOARD = json.loads((DEPLOY / "grafana" / "kvwatt.json").read_text(encoding="utf-8"))
-RECORDED = re.compile(r"^ *- record: (\S+)$", re.MULTILINE)
-SERIES = re.compile(r"\b(?:host|instance|instance_metric):kvwatt_[a-z0-9_:]+|\bkvwatt_[a-z0-9_]+\b")
 
 
 def promtool(*arguments: str) -> str:
@@ -46,18 +39,6 @@ def test_promtool_accepts(arguments: tuple[str, ...]) -> None:
     assert "SUCCESS" in promtool(*arguments)
 
 
-def expressions() -> Iterator[str]:
-    """Everything that the dashboard asks for."""
-    for panel in DASHBOARD["panels"]:
-        yield from (target["expr"] for target in panel.get("targets", []))
-    yield from (item["expr"] for item in DASHBOARD["annotations"]["list"])
-    yield from (item["definition"] for item in DASHBOARD["templating"]["list"] if "definition" in item)
-
-
-def recorded() -> set[str]:
-    return set(RECORDED.findall((FOLDER / RULES[0]).read_text(encoding="utf-8")))
-
-
 def exported() -> set[str]:
     """The reference's names: a test of its own keeps it true to the code."""
     reference = (REPOSITORY / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
@@ -70,12 +51,7 @@ def exported() -> set[str]:
 
 def test_every_series_that_is_asked_for_is_exported() -> None:
     """Rules, alerts and dashboard name only series that the daemon exports or a rule records."""
-    known = exported() | recorded()
-    rules = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in RULES)
-    text = "\n".join(
-        [re.sub(r"(?m)^ *(summary|description|- alert|- name|- record):.*$", "", rules), *expressions()]
-    )
-    asked = set(SERIES.findall(text))
+    known, asked = exported() | recorded(), series()
     assert asked - known == set()
     assert len(asked) > 30
 
