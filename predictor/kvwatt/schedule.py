@@ -1,4 +1,4 @@
-"""The exact projection where lengths are known: the scheduler played forward, and the PROJ test.
+"""The exact projection where lengths are known: the scheduler played forward, and whether it fits.
 
 throttLL'eM (HPCA 2025): with s the step of a request's first token, q its prompt and r its output,
 
@@ -18,62 +18,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from kvwatt.scheduling.proj import peak_blocks
 from kvwatt.state import EngineShape, RequestState
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Peak:
-    """Largest number of KV blocks held over the horizon, and the first step that holds it."""
-
-    blocks: int
-    step: int
-
-
-def peak_blocks(
-    first_step: Ints, prompt_tokens: Ints, output_tokens: Ints, block_size: int, horizon_steps: int
-) -> Peak:
-    """Exact peak of KV_j over 0 <= j < horizon_steps.
-
-    Between two departures KV_j never falls, so only the last steps of requests and of the horizon count.
-    """
-    lasts = first_step + output_tokens - 1
-    at = np.unique(np.append(lasts[(lasts >= 0) & (lasts < horizon_steps)], horizon_steps - 1))
-    blocks = blocks_at(at, first_step, prompt_tokens, output_tokens, block_size)
-    top = int(np.argmax(blocks))
-    earliest = _first_at_least(
-        int(blocks[top]), at, top, first_step, prompt_tokens, output_tokens, block_size
-    )
-    return Peak(int(blocks[top]), earliest)
-
-
-def _first_at_least(
-    wanted: int, at: Ints, top: int, first_step: Ints, prompt: Ints, output: Ints, block_size: int
-) -> int:
-    """First step with that many blocks, between the departure before the peak and the peak itself."""
-    low, high = (int(at[top - 1]) + 1 if top else 0), int(at[top])
-    while low < high:
-        middle = (low + high) // 2
-        held = int(blocks_at(np.array([middle]), first_step, prompt, output, block_size)[0])
-        low, high = (low, middle) if held >= wanted else (middle + 1, high)
-    return low
-
-
-def blocks_at(steps: Ints, first_step: Ints, prompt: Ints, output: Ints, block_size: int) -> Ints:
-    """KV_j in blocks at some steps: (len(steps),)."""
-    age = steps[:, None] - first_step[None, :]
-    present = (age >= 0) & (age < output[None, :])
-    blocks = -(-(prompt[None, :] + age) // block_size)
-    return np.asarray((present * blocks).sum(axis=1))
-
-
 def fits(
     first_step: Ints, prompt_tokens: Ints, output_tokens: Ints, shape: EngineShape, horizon_steps: int
 ) -> bool:
-    """PROJ: neither seats nor KV blocks run out within the horizon, lengths being known."""
-    peak = peak_blocks(first_step, prompt_tokens, output_tokens, shape.block_size, horizon_steps)
+    """PROJ with seats: neither they nor KV blocks run out within the horizon, lengths being known."""
+    rows = (first_step.tolist(), prompt_tokens.tolist(), output_tokens.tolist())
+    peak = peak_blocks(*rows, shape.block_size, horizon_steps)
     if peak.blocks > max(shape.num_blocks - 1, 1):
         return False
     inside = first_step[(first_step >= 0) & (first_step < horizon_steps)]
@@ -189,8 +146,10 @@ def play(
     player = _Player(shape, horizon_steps)
     prompts: deque[_Prompt] = deque()
     for request, total in zip(requests, total_tokens, strict=True):
-        # Whoever was preempted recomputes what it had produced; the last token is never cached.
-        target = request.prompt_tokens + (request.output_tokens if request.computed_prompt_tokens == 0 else 0)
+        # Whoever was preempted recomputes what it had produced, too; the last token is never cached. Just at
+        # the end of its prompt it cannot be told from one that decodes, and is taken for that.
+        again = request.output_tokens > 0 and request.computed_prompt_tokens != request.prompt_tokens
+        target = request.prompt_tokens + (request.output_tokens if again else 0)
         limit = math.inf if request.max_tokens is None else request.max_tokens
         left = max(int(min(total, limit)) - request.output_tokens, 0)
         if request.computed_prompt_tokens >= target:

@@ -93,4 +93,4 @@ def test_a_rivals_result_outlives_a_change_of_our_policy() -> None:
     for name in MODULES.keys() - {"kvwatt"}:
         assert {"controller.py", "kernel.py", "state.py", "core.py"} < files[name]
         assert not {"policy.py", "tradeoff.py", "outlook.py", "inputs.py"} & files[name]
-    assert "schedule.py" in files["throttllem"] and "throttllem.py" not in files["voltana"]
+    assert "proj.py" in files["throttllem"] and "throttllem.py" not in files["voltana"]

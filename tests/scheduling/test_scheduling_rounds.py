@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduling_worlds import instances, optimum
 
-from kvwatt.schedule import peak_blocks
 from kvwatt.scheduling.gba import Gba, GbaD
 from kvwatt.scheduling.gsa import Gsa, GsaSpec
 from kvwatt.scheduling.jobs import Job, area, total_lower_bound
-from kvwatt.scheduling.proj import fits, peak_tokens
+from kvwatt.scheduling.proj import fits, peak_blocks, peak_tokens
 from kvwatt.scheduling.references import AMin, Fcfs, McSf, Mlfq, SortedF, Svf
 from kvwatt.scheduling.rounds import Board, Overflow, Scheduler, run
 from kvwatt.scheduling.sps import largest_degree, need_tokens, slice_of_area
@@ -30,11 +28,11 @@ def test_proj_is_the_peak_of_memory_played_round_by_round(jobs: list[tuple[int, 
 
 
 @given(counts)
-def test_proj_agrees_with_the_projection_of_the_clock_control(jobs: list[tuple[int, int]]) -> None:
-    """With blocks of one token it is the same peak that clock control projects."""
-    held, left = np.array(jobs, dtype=np.int64).T
-    zero = np.zeros_like(held)
-    assert peak_blocks(zero, held + 1, left, 1, int(left.max())).blocks == peak_tokens(held, left)
+def test_proj_in_blocks_of_one_token_is_proj_in_tokens(jobs: list[tuple[int, int]]) -> None:
+    """Everybody inside from now on: clock control's question is admission's."""
+    held, left = [h for h, _ in jobs], [r for _, r in jobs]
+    now, first = [0] * len(jobs), [h + 1 for h in held]
+    assert peak_blocks(now, first, left, 1, max(left)).blocks == peak_tokens(held, left)
 
 
 @given(st.integers(1, 60), st.integers(0, 200), st.integers(1, 200))

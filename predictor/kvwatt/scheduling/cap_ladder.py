@@ -1,17 +1,25 @@
-"""The cap ladder: GSA's geometric reservation without its kills, for a live server.
+"""Admission by reservation: GSA's geometric caps without its kills, and what became of them in a live server.
 
-Each request reserves KV up to a cap. One is admitted only if all fit up to their caps (PROJ); at its cap
-a request doubles it in place. Whom to preempt if all climb at once is left to the engine, whose own
-preemption stays as the backstop. With unknown lengths this keeps most of the memory in use without the
-overflow that first-come-first-served runs into.
+Who waits starts when, with what everybody inside is expected to still make, no overflow is near (PROJ).
+What is expected is a rule's to say: `Ladder`, a cap that doubles in place where it is reached (arXiv
+2601.22996), or `remaining.LearnedLengths`. With a `horizon`, an overflow later than so many steps holds
+nobody: a whole reservation leaves memory empty that others could use in the meantime, and one preempted
+after a long while has paid its way. Whom to preempt is left to the engine, whose own preemption stays as
+the backstop. No numpy: this runs inside vLLM.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvwatt.scheduling.proj import peak_tokens
+from kvwatt.scheduling.proj import peak_of, peak_tokens
+from kvwatt.scheduling.remaining import Remaining
+
+# Steps that a newcomer should live before an overflow: chosen in replay on seeds that are not scored
+# (docs/scheduling.md); 16 to 64 do about the same.
+HORIZON_STEPS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,41 +42,59 @@ class Ladder:
             rung *= self.growth
         return max(min(int(rung), max_tokens), output_tokens + 1)
 
+    def left(self, output_tokens: int, max_tokens: int) -> int:
+        """Tokens to the cap."""
+        return self.cap(output_tokens, max_tokens) - output_tokens
+
     def reserved(self, held: Sequence[int], outputs: Sequence[int], limits: Sequence[int]) -> int:
         """Peak KV tokens if everybody runs up to its cap; shapes (n,).
 
         `held`: KV tokens now, `outputs`: tokens produced, `limits`: max_tokens.
         """
-        left = [self.cap(o, m) - o for o, m in zip(outputs, limits, strict=True)]
-        return peak_tokens(held, left)
+        return peak_tokens(held, [self.left(o, m) for o, m in zip(outputs, limits, strict=True)])
 
 
 class Admission:
-    """How many of those who wait may start now, in their order. Built anew for a step; no state."""
+    """Who of those that wait may start now, asked in their order. Built anew for a step; no state.
+
+    `held`, `outputs`, `limits`: KV tokens, tokens made and max_tokens of everyone who runs. `priorities`
+    as vLLM's, the lower the more urgent: one who waits is not held on account of the less urgent, whom the
+    engine preempts first. `horizon`: in steps, None looks to everybody's end.
+    """
 
     def __init__(
         self,
-        ladder: Ladder,
+        rule: Remaining,
         capacity_tokens: int,
         held: Sequence[int],
         outputs: Sequence[int],
         limits: Sequence[int],
+        priorities: Sequence[int] | None = None,
+        horizon: int | None = None,
     ) -> None:
-        self._ladder, self._capacity = ladder, capacity_tokens
-        self._held = list(held)
-        self._left = [ladder.cap(o, m) - o for o, m in zip(outputs, limits, strict=True)]
+        if horizon is not None and horizon < 1:
+            raise ValueError(f"horizon must be at least 1 step or None, got {horizon}")
+        self._rule, self._capacity, self._horizon = rule, capacity_tokens, horizon
+        ranks = priorities if priorities is not None else [0] * len(held)
+        rows = zip(held, outputs, limits, ranks, strict=True)
+        # Negative left first: ascending order is PROJ's.
+        self._inside = sorted((-self._left(o, m), h, rank) for h, o, m, rank in rows)
 
-    def admits(self, prompt_tokens: int, output_tokens: int, max_tokens: int) -> bool:
-        """Whether one more fits beside all others up to their caps; if so, it is counted in.
+    def _left(self, output_tokens: int, max_tokens: int) -> int:
+        left = self._rule.left(output_tokens, max_tokens)
+        return left if self._horizon is None else min(left, self._horizon)
+
+    def admits(self, prompt_tokens: int, output_tokens: int, max_tokens: int, priority: int = 0) -> bool:
+        """Whether one more fits beside all who are as urgent; if so, it is counted in.
 
         An engine that runs nothing always admits: waiting would never end.
         """
-        held = prompt_tokens + output_tokens
-        left = self._ladder.cap(output_tokens, max_tokens) - output_tokens
-        if self._held:
-            peak = peak_tokens([*self._held, held], [*self._left, left])
-            if peak > self._capacity:
-                return False
-        self._held.append(held)
-        self._left.append(left)
+        newcomer = (-self._left(output_tokens, max_tokens), prompt_tokens + output_tokens, priority)
+        insort(self._inside, newcomer)
+        if len(self._inside) > 1 and self._peak(priority) > self._capacity:
+            self._inside.remove(newcomer)
+            return False
         return True
+
+    def _peak(self, priority: int) -> int:
+        return peak_of((-minus_left, held) for minus_left, held, rank in self._inside if rank <= priority)

@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log2
 
-import numpy as np
-
-from kvwatt.schedule import peak_blocks
+from kvwatt.scheduling.proj import peak_blocks
 from kvwatt.scheduling.rounds import Board
 from kvwatt.scheduling.sps import Pipeline, largest_degree, slice_of_area
 
@@ -153,9 +151,7 @@ class GsaSpec(Gsa):
         held = [board.held(j) + 1 for j in self._guaranteed] + [board.prompts[job] + made + 1]
         held += [board.prompts[j] + 1 for j in soon]
         rounds = [end - now for end in self._guaranteed.values()] + [left] + [t] * len(soon)
-        return peak_blocks(np.array(starts), np.array(held), np.array(rounds), 1, left).blocks <= (
-            board.memory_tokens
-        )
+        return peak_blocks(starts, held, rounds, 1, left).blocks <= board.memory_tokens
 
     def _relieve(self, board: Board) -> None:
         """Kill speculative jobs, the least advanced first, until the round fits."""

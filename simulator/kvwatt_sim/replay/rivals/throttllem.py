@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from kvwatt.schedule import peak_blocks
+from kvwatt.scheduling.proj import peak_blocks
 from kvwatt.state import RequestState
 from kvwatt_sim.replay import laws
 from kvwatt_sim.replay.plant import MAX_TOKENS, VirtualPlant
@@ -112,9 +112,8 @@ class ThrottLLeM:
         if not len(board.left):
             return True
         shape, slo = self.case.shape, self.case.promises.slo
-        none = np.zeros(len(more.left), dtype=np.int64)
-        steps = int(more.left.max()) + 1
-        if peak_blocks(none, more.kv, more.left, shape.block_size, steps).blocks > shape.num_blocks - 1:
+        now, kv, left = [0] * len(more.left), more.kv.tolist(), more.left.tolist()
+        if peak_blocks(now, kv, left, shape.block_size, max(left) + 1).blocks > shape.num_blocks - 1:
             return False
         step_s, ends_s = self._at_top(more)
         if slo.tbt is not None and not (step_s <= slo.tbt.limit_s).all():
