@@ -7,14 +7,15 @@ from typing import get_args
 
 from kvwattd.api.schemas import (
     AttainmentView,
+    ClockRangeView,
     InstanceView,
     ModelState,
     ProgressView,
     RefitOutcome,
     SavingsView,
 )
-from kvwattd.api.series.base import Samples, Series, count, one, states
-from kvwattd.regime import Regime
+from kvwattd.api.series.base import Samples, Series, count, hertz, one, states
+from kvwattd.regime import DECIDES, Regime
 
 
 def _slo(
@@ -41,9 +42,31 @@ def _ends(progress: ProgressView) -> Samples:
     ]
 
 
+def _range(clocks: ClockRangeView) -> Samples:
+    return [
+        (("supported_min",), hertz(clocks.supported_min_mhz)),
+        (("supported_max",), hertz(clocks.supported_max_mhz)),
+        (("permitted_min",), hertz(clocks.permitted_min_mhz)),
+        (("permitted_max",), hertz(clocks.permitted_max_mhz)),
+    ]
+
+
 INSTANCE_SERIES: tuple[Series[InstanceView], ...] = (
     states(
         "kvwatt_regime", "1 for the regime the instance is in, else 0.", "regime", Regime, lambda v: v.regime
+    ),
+    one(
+        "kvwatt_decided_clock_hertz",
+        "Clock of the newest decision in hertz, in shadow mode too, where it is not set; "
+        "no sample: driver default.",
+        lambda v: hertz(v.last_decision.clock_mhz) if v.last_decision and v.regime in DECIDES else None,
+    ),
+    Series(
+        "kvwatt_clock_range_hertz",
+        "Ends of the clocks that all GPUs of the instance support, and of those that may be asked of them, "
+        "in hertz.",
+        lambda v: _range(v.clocks) if v.clocks else [],
+        ("bound",),
     ),
     count("kvwatt_clock_changes", "Clock targets confirmed by the guard.", lambda v: v.clock_changes_total),
     Series(
