@@ -30,6 +30,7 @@ USUAL_S = {Metric.E2E: 1.5, Metric.TTFT: 1.0, Metric.TBT: 3.0}
 # Twice the usual traffic breaks TBT for many at once where the top clock has no room for it; to pay when it
 # comes is too late, so that every miss costs so many times more from the start.
 STRAIN = 12.0
+NOTHING = Tally()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Budget:
 
         `strain`: how much of the limit twice the usual traffic takes at the top clock, 0 to 1.
         """
-        tally = self.tallies.get(metric, Tally())
+        tally = self.tallies.get(metric, NOTHING)
         planned = (1.0 - reserve) * (1.0 - target.quantile)
         return Standing(
             tally.seen, tally.missed, planned, inside, USUAL_S[metric] * (1.0 + STRAIN * strain**2)

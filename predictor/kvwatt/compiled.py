@@ -95,12 +95,12 @@ class CompiledModel:
             (first + second, u * v),
         )
         corners = [base + plane + k + way for plane, _ in planes for k, _ in found for way in (0, 1)]
-        shares = np.zeros((len(found), len(corners)))
+        width = 2 * len(found)
+        shares = np.zeros((len(found), len(planes) * width))
         for row, (_, w) in enumerate(found):
             for at, (_, part) in enumerate(planes):
-                column = 2 * (at * len(found) + row)
-                shares[row, column] = part * (1.0 - w)
-                shares[row, column + 1] = part * w
+                column = at * width + 2 * row
+                shares[row, column], shares[row, column + 1] = part * (1.0 - w), part * w
         return np.array(corners), shares
 
     def idle_power_w(self) -> Floats:
@@ -131,11 +131,13 @@ class CompiledModel:
 
 def _cell(axis: Floats, value: float) -> tuple[int, float]:
     """Lower line of a value's cell and its place in there: 0..1 within the grid, NaN for no number."""
+    if value == 0.0:
+        return 0, 0.0  # where every axis begins
     cell = min(int(axis.searchsorted(value, side="right")) - 1, len(axis) - 2)
     if cell < 0:
         return 0, -1.0
-    low = float(axis[cell])
-    return cell, (value - low) / (float(axis[cell + 1]) - low)
+    low, high = axis[cell : cell + 2].tolist()
+    return cell, (value - low) / (high - low)
 
 
 def _blend(table: Table, corners: npt.NDArray[np.intp], weights: Floats) -> Floats:

@@ -84,26 +84,22 @@ class Curves:
     ) -> tuple[Floats, Floats]:
         """`alive` of all, and after `more` (k, 2) of the k requests at `who`: both in one read."""
         n, size = len(row), ahead.size
-        tokens, base = np.empty(n + size + more.size), np.empty(n + size + more.size, dtype=np.intp)
-        first = row * CELLS
-        parts = (slice(0, n), slice(n, n + size), slice(n + size, None))
-        tokens[:n], base[:n] = produced, first
-        np.add(produced[:, None], ahead, out=tokens[parts[1]].reshape(ahead.shape))
-        np.add(produced[who, None], more, out=tokens[parts[2]].reshape(more.shape))
-        base[parts[1]].reshape(ahead.shape)[:] = first[:, None]
-        base[parts[2]].reshape(more.shape)[:] = first[who, None]
-        read = _read(self._survival, base, tokens)
+        tokens, first = np.empty(n + size + more.size), np.empty(n + size + more.size, dtype=np.intp)
+        every, some = tokens[n : n + size].reshape(ahead.shape), tokens[n + size :].reshape(more.shape)
+        tokens[:n], first[:n] = produced, row * CELLS
+        np.add(produced[:, None], ahead, out=every)
+        np.add(produced[who, None], more, out=some)
+        first[n : n + size].reshape(ahead.shape)[:] = first[:n, None]
+        first[n + size :].reshape(more.shape)[:] = first[who, None]
+        read = _read(self._survival, first, tokens)
         now = np.maximum(read[:n], _TINY)
-        every = read[parts[1]].reshape(ahead.shape)
-        every /= now[:, None]
-        some = read[parts[2]].reshape(more.shape)
-        some /= now[who, None]
-        np.minimum(read, 1.0, out=read)
-        every[ahead <= 0.0], some[more <= 0.0] = 1.0, 1.0
+        alive, alive_some = read[n : n + size].reshape(ahead.shape), read[n + size :].reshape(more.shape)
+        alive /= now[:, None]
+        alive_some /= now[who, None]
         if limit.min(initial=np.inf) < np.inf:
-            every[(produced[:, None] + ahead >= limit[:, None]) & (ahead > 0.0)] = 0.0
-            some[(produced[who, None] + more >= limit[who, None]) & (more > 0.0)] = 0.0
-        return every, some
+            alive[(every >= limit[:, None]) & (ahead > 0.0)] = 0.0
+            alive_some[(some >= limit[who, None]) & (more > 0.0)] = 0.0
+        return alive, alive_some
 
     def residual_mean(self, row: Ints, produced: Floats, limit: Floats) -> Floats:
         """E[min(L, limit) - g | L > g]; at least one token while a request runs."""

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from kvwatt.outlook_cohort import Cohort
 from kvwatt.outlook_speeds import FloatArray, Speeds
 from kvwatt.present import RequestLengths
-from kvwatt.state import Metric, Slo
+from kvwatt.state import Slo
 from kvwatt.traffic import Traffic
 
 TTFT_RAMP = (0.85, 1.15)  # of the limit: from certainly kept to certainly missed
@@ -63,8 +63,9 @@ def expected_misses(
     slo: Slo,
     margin: float,
     strain: float = 1.0,
-) -> dict[Metric, FloatArray]:
-    """Per promise, the requests expected to miss it at each of `clocks`: never rising with the clock.
+) -> FloatArray:
+    """Requests expected to miss each promise that is made (in the order of `targets`) at each of `clocks`:
+    (promises, clocks), never rising with the clock.
 
     `strain`, 0 to 1: how little room the top clock has to make good what a burst takes; without it chance
     does not count."""
@@ -82,14 +83,15 @@ def expected_misses(
         ahead = np.maximum(left_s, 0.0, out=left_s)
         ahead /= tau
     alive, ends = lengths.alive_and_some(those.requests, ahead, behind.who, behind.between)
-    out: dict[Metric, FloatArray] = {}
+    rows = []
     if slo.ttft is not None:
-        out[Metric.TTFT] = _late(those, wait, kept * slo.ttft.limit_s)
-    if slo.e2e is not None:
-        out[Metric.E2E] = those.weight @ alive  # 1 where nothing is left
+        rows.append(_late(those, wait, kept * slo.ttft.limit_s))
     if slo.tbt is not None:
-        out[Metric.TBT] = behind.misses(ends, len(clocks))
-    return {m: np.maximum.accumulate(n[::-1])[::-1] for m, n in out.items()}
+        rows.append(behind.misses(ends, len(clocks)))
+    if slo.e2e is not None:
+        rows.append(those.weight @ alive)  # 1 where nothing is left
+    found = np.array(rows).reshape(len(rows), len(clocks))
+    return np.maximum.accumulate(found[:, ::-1], axis=1)[:, ::-1]
 
 
 def _late(those: Cohort, wait: Waits, limit_s: float) -> FloatArray:
@@ -146,7 +148,11 @@ def behind_pace(
     found = disc > 0.0 if gain_lowest > 0.0 else np.where(gain_s > 0.0, disc > 0.0, BURST_FIRST)
     level, row, column = found.nonzero()
     gain = gain_s[column]
-    swing = b[level, column] + np.sqrt(np.maximum(disc[found], 0.0))
+    swing = disc[found]
+    if gain_lowest <= 0.0:
+        np.maximum(swing, 0.0, out=swing)
+    np.sqrt(swing, out=swing)
+    swing += b[level, column]
     between = np.empty((len(row), 2))
     between[:, 0] = 2.0 * np.maximum(slack[row, column], 0.0) / np.maximum(swing, TINY)
     between[:, 1] = np.minimum(0.5 * swing / np.maximum(gain, TINY), 1e3)

@@ -6,6 +6,7 @@ who decodes has all of them behind.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,10 +25,11 @@ FloatArray = npt.NDArray[np.float64]
 
 COMING_S = 3.0  # so many seconds of arrivals stand for those to come
 COMING_LEVELS = (0.5, 0.9, 0.99)  # of prompt and burst; each the upper end of its share
-COMING_SHARES = np.array([0.5, 0.4, 0.1])
-COMING_Z = np.array([0.0, 1.28, 2.33])
+COMING_SHARES = (0.5, 0.4, 0.1)
+COMING_Z = (0.0, 1.28, 2.33)
+LEVELS: tuple[float, ...] = tuple(PROMPT_LEVELS.tolist())
 SHRINK_REQUESTS = 4.0  # the KV tokens of a request lean on what lengths say with this weight
-MOST_DECODES, LOOKED_AT = 96, 64  # of more than so many that decode, so many are looked at
+MOST_DECODES, LOOKED_AT = 96, 48  # of more than so many that decode, so many are looked at
 TURN_S = 0.1
 USUAL_TBT_S = 0.05  # only sizes the time in which a request to come may meet a prompt
 TINY = 1e-9
@@ -58,17 +60,19 @@ def cohort(
     now_s: float, state: EngineState, traffic: Traffic, shape: EngineShape, reaction_s: float
 ) -> Cohort:
     """Requests not listed one by one, where there are such, are taken to be like those that are."""
-    table = _columns(now_s, state)
+    table, inside = _columns(now_s, state)
     listed = table.shape[1] - len(COMING_LEVELS)
     columns, burst, met = coming(traffic, reaction_s)
     table[:, listed:] = columns
     table[ARRIVAL, listed:] = now_s
-    arrival_s, prompt, computed, produced, weight, limit, hint, first_s = table
+    prompt, computed, produced, weight, limit, hint = table[PROMPT:]
+    started = table[FIRST] == table[FIRST]
+    age_s, decoding_s = np.fmax(now_s - table[:PROMPT], 0.0)  # 0 of NaN
     queued = (computed < prompt).nonzero()[0]
     ahead, behind = np.zeros((2, len(prompt)))
     length = prompt + produced
     flow = weight[queued] * (length[queued] - computed[queued])
-    queue, decodes = 0.0, weight[:listed]
+    queue, decodes, decoding = 0.0, weight[:listed], inside
     if len(queued):
         through = flow.cumsum()
         queue = float(through[-1])
@@ -77,38 +81,38 @@ def cohort(
         behind[queued] -= through
         decodes = decodes.copy()
         decodes[queued] = 0.0
+        decoding = float(decodes.sum())
     ahead[listed:] = queue + burst
     behind[listed:] = met
-    decoding = float(decodes.sum())
     usual = traffic.prompt_mean_tokens + traffic.output_mean_tokens / 2
     held = float(decodes @ length[:listed])
     free_tokens = shape.kv_capacity_tokens - state.kv_used_tokens
     return Cohort(
         requests=Requests(prompt, produced, limit, hint, numbered(len(prompt))),
         weight=weight,
-        age_s=np.maximum(now_s - arrival_s, 0.0),
-        decoding_s=np.fmax(now_s - first_s, 0.0),  # 0 of NaN
-        started=first_s == first_s,
+        age_s=age_s,
+        decoding_s=decoding_s,
+        started=started,
         ahead_tokens=ahead,
         behind_tokens=behind,
         kv_wait_tokens=_kv_wait(computed, queued, flow, columns[PROMPT], free_tokens, queue),
         decoding=decoding,
         kv_each_tokens=(held + SHRINK_REQUESTS * usual) / (decoding + SHRINK_REQUESTS),
-        inside=float(weight.sum()),
+        inside=inside + traffic.arrival_per_s * COMING_S,
     )
 
 
 _told = attrgetter(
     "arrival_s",
+    "first_token_s",
     "prompt_tokens",
     "computed_prompt_tokens",
     "output_tokens",
     "weight",
     "max_tokens",
     "hint_tokens",
-    "first_token_s",
 )
-ARRIVAL, PROMPT, COMPUTED, PRODUCED, WEIGHT, LIMIT, HINT = range(7)
+ARRIVAL, FIRST, PROMPT, COMPUTED, PRODUCED, WEIGHT, LIMIT, HINT = range(8)
 
 
 def _told_of(now_s: float, requests: Sequence[RequestState]) -> tuple[Sequence[RequestState], float]:
@@ -127,9 +131,9 @@ def _told_of(now_s: float, requests: Sequence[RequestState]) -> tuple[Sequence[R
     return [*some, *prompts], len(decodes) / max(len(some), 1)
 
 
-def _columns(now_s: float, state: EngineState) -> FloatArray:
-    """What `_told` names of each request, with room for those to come: (8, requests). None is NaN; no limit
-    is inf."""
+def _columns(now_s: float, state: EngineState) -> tuple[FloatArray, float]:
+    """What `_told` names of each request, with room for those to come: (8, requests), None being NaN and no
+    limit inf; and how many requests they are in all."""
     requests, each = _told_of(now_s, state.requests)
     count = len(requests)
     rows = np.fromiter(chain.from_iterable(map(_told, requests)), np.float64, 8 * count)
@@ -139,10 +143,11 @@ def _columns(now_s: float, state: EngineState) -> FloatArray:
     limit[limit != limit] = np.inf
     if each > 1.0:
         weight[table[COMPUTED, :count] >= table[PROMPT, :count]] *= each
-    known = float(weight.sum())
-    if 0.0 < known < state.running + state.waiting:
-        weight *= (state.running + state.waiting) / known
-    return table
+    known, inside = float(weight.sum()), float(state.running + state.waiting)
+    if not 0.0 < known < inside:
+        return table, known
+    weight *= inside / known
+    return table, inside
 
 
 def _kv_wait(
@@ -193,16 +198,24 @@ def _coming(
     # Where few come, the mean share of prompts says little, and one long prompt by chance breaks the mean of
     # a short answer.
     any_met = max(1.0 - exp(-arrival_per_s * output_mean * USUAL_TBT_S), TINY)
-    levels = [level for q in COMING_LEVELS for level in (q, max(1.0 - (1.0 - q) / any_met, 0.0))]
-    at_levels = np.interp(levels, PROMPT_LEVELS, quantiles)
-    columns = np.empty((8, len(COMING_LEVELS)))
+    prompts = [_at(level, quantiles) for level in COMING_LEVELS]
+    met = [_at(1.0 - (1.0 - level) / any_met, quantiles) for level in COMING_LEVELS]
+    ahead = [count * prompt_mean + z * spread + own for z, own in zip(COMING_Z, prompts, strict=True)]
+    columns = np.empty((8, len(prompts)))
     # Their prompts count as computed, for nobody waits behind them yet.
-    columns[PROMPT] = columns[COMPUTED] = prompts = at_levels[::2]
-    columns[PRODUCED], columns[WEIGHT], columns[LIMIT] = 0.0, arrival_per_s * COMING_S * COMING_SHARES, np.inf
-    columns[HINT:] = np.nan
-    ahead = count * prompt_mean + spread * COMING_Z + prompts
-    met = [tokens if level > 0.0 else 0.0 for level, tokens in zip(levels, at_levels.tolist(), strict=True)]
-    return columns, ahead, np.array(met[1::2])
+    columns[PROMPT] = columns[COMPUTED] = prompts
+    columns[PRODUCED], columns[LIMIT], columns[HINT], columns[FIRST] = 0.0, np.inf, np.nan, np.nan
+    columns[WEIGHT] = [arrival_per_s * COMING_S * share for share in COMING_SHARES]
+    return columns, np.array(ahead), np.array(met)
+
+
+def _at(level: float, quantiles: Sequence[float]) -> float:
+    """A quantile of prompts from those at PROMPT_LEVELS; no tokens at level 0 and below."""
+    if level <= 0.0:
+        return 0.0
+    above = max(bisect_left(LEVELS, level), 1)
+    low, high = LEVELS[above - 1], LEVELS[above]
+    return quantiles[above - 1] + (level - low) / (high - low) * (quantiles[above] - quantiles[above - 1])
 
 
 @lru_cache(maxsize=512)

@@ -144,7 +144,7 @@ def _weigh(
     pace: Speeds,
     first_s: FloatArray,
     between: FloatArray,
-    at_asked: dict[Metric, FloatArray],
+    at_asked: FloatArray,
     standings: dict[Metric, Standing],
     traffic: Traffic,
     allowed: npt.NDArray[np.bool_],
@@ -152,16 +152,15 @@ def _weigh(
 ) -> _Scene:
     power_w = pace.power_w
     power_range_w = float(power_w.max() - power_w.min())
-    metrics = tuple(at_asked)
+    metrics = tuple(standings)
     total_j = power_w * WORTH_S
     lost: list[float] = []
     prices_j: list[float] = []
     misses = np.zeros((0, len(power_w)))
     if metrics:
-        rows = np.array(list(at_asked.values()))
-        lost = rows[:, -1].tolist()
+        lost = at_asked[:, -1].tolist()
         prices_j = [standings[m].price_j(power_range_w, n) for m, n in zip(metrics, lost, strict=True)]
-        misses = rows @ between
+        misses = at_asked @ between
         beyond = misses - misses[:, -1:]
         allowed = allowed & (np.maximum.reduce(beyond) <= ADDED_SHARE * those.inside)
         total_j += np.array(prices_j) @ beyond

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import SLO, model, shape, traffic
 
-from kvwatt.attainment import Tally
+from kvwatt.attainment import Tally, targets
 from kvwatt.budget import Budget
 from kvwatt.outlook import BURST_SHARES, BURST_Z, behind_pace, expected_misses, waits
 from kvwatt.outlook_cohort import MOST_DECODES, TURN_S, cohort
@@ -43,7 +43,7 @@ def world(
     pace = speeds(model(), len(requests), group.kv_each_tokens, QUIET, shape(), 1.0)
     wait_s = waits(group, pace, COLUMNS, QUIET, shape().max_num_batched_tokens)
     misses = expected_misses(group, pace, COLUMNS, wait_s, KnownLengths(total), slo, margin)
-    return misses, pace.tbt_s[COLUMNS]
+    return dict(zip(targets(slo), misses, strict=True)), pace.tbt_s[COLUMNS]
 
 
 @settings(max_examples=100, deadline=None)
