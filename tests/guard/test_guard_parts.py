@@ -36,7 +36,7 @@ def test_lease_laws(steps: list[tuple[str, int, float]]) -> None:
     for step, connection, wait_s in steps:
         now_s += wait_s
         if lease.expire(now_s, clocks_set=True):
-            assert now_s - extended_s >= 0.9 * 2.0
+            assert now_s - extended_s >= 0.9 * 2.0 - 1e-9  # sums of floats
         before = lease.holder
         try:
             if step == "release":
