@@ -6,7 +6,7 @@ The compiled one must agree with it in every time, every count and every joule.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -17,7 +17,7 @@ from kvwatt_sim.engine import Engine, EventKind, Request, RequestRecord, StepPla
 from kvwatt_sim.gpu import capped_clock_mhz, power_w, step
 from kvwatt_sim.replay.gaps import BINS, Gaps, bin_of
 from kvwatt_sim.replay.meter import E2E_S, LENGTH_TOKENS, STEP_TOKENS, TBT_S, TTFT_S, histogram
-from kvwatt_sim.replay.plant import MAX_TOKENS
+from kvwatt_sim.replay.plant import MAX_TOKENS, Sequences
 from kvwatt_sim.traces import TraceRequest
 
 
@@ -77,6 +77,25 @@ class PlainPlant:
     def hold_arrivals(self, hold: bool = True) -> None:
         """Who arrives waits until it is released."""
         self.engine.hold_arrivals = hold
+
+    @property
+    def shape(self) -> EngineShape:
+        """The engine's."""
+        return self.engine.shape
+
+    def seat(self, rule: Callable[[PlainPlant], int]) -> None:
+        """`rule` says before each step in which somebody waits how many may run."""
+        self.engine.seats = lambda: rule(self)
+
+    def sequences(self) -> Sequences:
+        """Everyone inside."""
+        states = [state for _, state in self.engine.requests()]
+        prompts, outputs = [s.prompt_tokens for s in states], [s.output_tokens for s in states]
+        return Sequences(self.engine.running, prompts, outputs)
+
+    def finished_outputs(self, since: int) -> list[int]:
+        """Output tokens of those that finished."""
+        return [record.output_tokens for record in self.records[since:]]
 
     def release(self, place: int) -> None:
         """Admit the request at this place of the trace."""

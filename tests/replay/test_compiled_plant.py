@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_plant import PlainPlant
 
+from kvwatt.scheduling.remaining import LearnedLengths
 from kvwatt.state import EngineShape
 from kvwatt_sim.cards import Card, load
+from kvwatt_sim.replay.admission import Reservation
 from kvwatt_sim.replay.kernel import METERS
 from kvwatt_sim.replay.plant import VirtualPlant
 from kvwatt_sim.traces import TraceRequest
@@ -31,6 +33,7 @@ class Run:
     requests: tuple[TraceRequest, ...]
     clocks: tuple[tuple[float, int | None, float], ...]
     gates: tuple[Gate, ...] = ()  # after each of `clocks`
+    horizon: int | None = 0  # of admission by reservation; 0: vLLM's own
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def runs(draw: st.DrawFn) -> Run:
     cap = st.one_of(st.none(), st.integers(0, shape.num_blocks))
     gate = st.builds(Gate, st.booleans(), cap, st.integers(0, 3))
     gates = draw(st.one_of(st.just(()), st.tuples(*(gate for _ in clocks))))
-    return Run(card, shape, requests, clocks, gates)
+    horizon = draw(st.sampled_from((0, 1, 8, None)))
+    return Run(card, shape, requests, clocks, gates, horizon)
 
 
 def _request(draw: st.DrawFn, at: float, room: int) -> TraceRequest:
@@ -73,6 +77,8 @@ def both(run: Run) -> tuple[VirtualPlant, PlainPlant]:
     fast = VirtualPlant(run.card, run.shape, run.requests)
     plain = PlainPlant(run.card, run.shape, run.requests)
     for plant in (fast, plain):
+        if run.horizon != 0:
+            plant.seat(Reservation(LearnedLengths(first_tokens=8, fewest=3), run.horizon))
         for (at, clock, latency), gate in zip_longest(run.clocks, run.gates):
             plant.advance(at)
             plant.set_clock(clock, latency)
@@ -200,3 +206,33 @@ def test_nonsense_is_refused() -> None:
         VirtualPlant(CARDS[0], shape, [TraceRequest(2.0, 5, 5), TraceRequest(1.0, 5, 5)])
     with pytest.raises(ValueError, match=r"request 0 needs 164 tokens of KV cache; the engine has 160"):
         VirtualPlant(CARDS[0], shape, [TraceRequest(0.0, 155, 10)])
+
+
+def under_pressure() -> VirtualPlant:
+    """A cache for a dozen requests, and more load than it takes."""
+    shape = replace(CARDS[0].engine_shape(), num_blocks=301)
+    return VirtualPlant(CARDS[0], shape, [TraceRequest(0.2 * i, 200, 60 + 90 * (i % 3)) for i in range(300)])
+
+
+def test_admission_by_reservation_avoids_preemptions() -> None:
+    """Under pressure most of them are gone, at no later an end; and what was held is told."""
+    plain, seated = under_pressure(), under_pressure()
+    seated.seat(rule := Reservation())
+    for plant in (plain, seated):
+        plant.advance(1000.0)
+        assert plant.done
+    assert plain.preemptions > 100 > 3 * seated.preemptions
+    assert seated.served().last_s.max() <= 1.01 * plain.served().last_s.max()
+    assert 0 < rule.held <= rule.asked
+
+
+def test_an_error_of_the_rule_is_not_swallowed() -> None:
+    """It comes out of the `advance` that asked."""
+
+    def broken(plant: VirtualPlant) -> int:
+        raise KeyError("lengths")
+
+    plant = under_pressure()
+    plant.seat(broken)
+    with pytest.raises(KeyError, match="lengths"):
+        plant.advance(10.0)

@@ -142,6 +142,21 @@ class VirtualPlant:
         )
         return Sequences(self.running, a["prompt"][who].tolist(), made.tolist())
 
+    def finished_outputs(self, since: int) -> list[int]:
+        """Output tokens of those that finished, in that order, less the first `since` of them."""
+        a, finished = self._arrays, int(self._c.finished)
+        return a["generated"][a["finish_order"][since:finished]].tolist() if finished > since else []
+
+    @property
+    def preemptions(self) -> int:
+        """Times that a request was thrown out of the batch."""
+        return int(self._c.preemptions)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Prompt and output tokens computed so far, those of preempted requests anew each time."""
+        return int(self._c.computed_tokens)
+
     def queue(self) -> tuple[int, ...]:
         """Places in the trace of those that wait, in their order."""
         return tuple(self._kernel.everyone()[self.running :].tolist())
