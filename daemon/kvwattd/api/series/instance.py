@@ -15,7 +15,7 @@ from kvwattd.api.schemas import (
     SavingsView,
 )
 from kvwattd.api.series.base import Samples, Series, count, hertz, one, states
-from kvwattd.regime import DECIDES, Regime
+from kvwattd.regime import Regime
 
 
 def _slo(
@@ -54,12 +54,6 @@ def _range(clocks: ClockRangeView) -> Samples:
 INSTANCE_SERIES: tuple[Series[InstanceView], ...] = (
     states(
         "kvwatt_regime", "1 for the regime the instance is in, else 0.", "regime", Regime, lambda v: v.regime
-    ),
-    one(
-        "kvwatt_decided_clock_hertz",
-        "Clock of the newest decision in hertz, in shadow mode too, where it is not set; "
-        "no sample: driver default.",
-        lambda v: hertz(v.last_decision.clock_mhz) if v.last_decision and v.regime in DECIDES else None,
     ),
     Series(
         "kvwatt_clock_range_hertz",
