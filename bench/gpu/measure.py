@@ -117,7 +117,8 @@ async def points(
 
 def notes(found: Facts, load: Load) -> dict[str, str]:
     """For the head of the CSV, as `kvwatt train` reads it."""
-    version = load.shape.software.removeprefix("vLLM ")
+    kind, _, version = load.shape.software.partition(" ")
+    version = version if kind == "vLLM" else "unknown"
     return {"hardware": found.name, "vllm_version": version, "model_name": load.shape.model}
 
 

@@ -1,4 +1,4 @@
-"""The hardware kit (bench/gpu) on simulated GPUs: the check sets nothing, the sweep gives back what it set."""
+"""The hardware kit (bench/gpu) on simulated GPUs: a check sets nothing, a sweep gives back what it set."""
 
 from __future__ import annotations
 
@@ -19,20 +19,8 @@ from kvwatt_sim.nvml.control import SimGpus
 from kvwatt_sim.server.launch import SimServer
 
 KIT = Path(__file__).resolve().parents[2] / "bench" / "gpu"
-QUICK = [
-    "--batches",
-    "1",
-    "--contexts",
-    "64",
-    "--prompts",
-    "128",
-    "--window",
-    "0.3",
-    "--watch",
-    "0.5",
-    "--like",
-    "l20",
-]
+LOADS = ["--batches", "1", "--contexts", "64", "--prompts", "128", "--like", "l20"]
+QUICK = [*LOADS, "--window", "0.3", "--watch", "0.4"]
 CAREFUL = ["--i-own-this-gpu", "--spawn-guard", "--clocks", "2", "--min-mhz", "1200"]
 
 
@@ -50,7 +38,6 @@ def start(server: SimServer, command: str, out: Path, *more: str) -> subprocess.
         "--url",
         server.base_url,
         *QUICK,
-        *LIKE,
         *more,
     ]
     return subprocess.Popen(
