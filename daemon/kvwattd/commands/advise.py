@@ -50,7 +50,7 @@ def advise(
 ) -> None:
     """Say --max-num-seqs, --max-num-batched-tokens and --gpu-memory-utilization for a workload.
 
-    Exit codes: 0 done, 2 the model or the workload cannot be used.
+    Example: kvwatt advise --model /var/lib/kvwatt/model --rate 2 --prompt 1000 --output 200 --tbt 0.1
     """
     from kvwatt import artifact
     from kvwatt.kv_advice import Memory, advise

@@ -14,13 +14,16 @@ DEFAULT_CONFIG = Path("/etc/kvwatt/kvwatt.toml")
 def doctor(
     config: Annotated[
         Path | None,
-        typer.Option(help=f"Configuration file.  [default: {DEFAULT_CONFIG} if it exists]"),
+        typer.Option(
+            help=f"Configuration file.  [default: {DEFAULT_CONFIG} if it exists]", envvar="KVWATT_CONFIG"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Check GPU, driver, permissions, other clock writers, vLLM, model and ports. Changes nothing.
 
-    Exit codes: 0 no problem (warnings do not count), 1 at least one problem.
+    Ends with 1 where there is a problem; warnings do not count. Examples: kvwatt doctor;
+    kvwatt doctor --config kvwatt.toml --json | jq '.findings[] | select(.level == "problem")'
     """
     from kvwattd.doctor import report
     from kvwattd.doctor.collect import collect

@@ -28,7 +28,7 @@ def predict(
 ) -> None:
     """Write the points back with `step_time_s`, `step_time_upper_s` (90 % bound) and `power_w`.
 
-    Exit codes: 0 done, 2 the model or the points cannot be used.
+    Example: kvwatt predict --model /var/lib/kvwatt/model --points points.csv
     """
     from kvwatt import artifact
     from kvwatt.profiles import ProfileError

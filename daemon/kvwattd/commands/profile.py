@@ -20,7 +20,7 @@ Live = Annotated[
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")]
 # The guard
-GuardSocket = Annotated[Path, typer.Option(help="Socket of the guard.")]
+GuardSocket = Annotated[Path, typer.Option(help="Socket of the guard.", envvar="KVWATT_GUARD__SOCKET")]
 SpawnGuard = Annotated[
     bool,
     typer.Option("--spawn-guard", help="Start a guard for the time of the sweep (needs its privileges)."),
@@ -68,8 +68,9 @@ def profile(
 
     Loads are requests of its own, and a server that serves others is refused; with --live there are none,
     and short excursions below the default clock end at the first sign that a promise suffers. Clocks are
-    reset at the end, and by the guard if this process dies. Exit codes: 0 done, 1 stopped by a problem
-    (rows so far are kept), 2 wrong usage, 130 interrupted.
+    reset at the end, and by the guard if this process dies. Where a problem or Ctrl-C stops it, rows so far
+    are kept. Examples: kvwatt profile --url http://127.0.0.1:8000 --gpu 0 -o profile.csv;
+    kvwatt profile --url http://127.0.0.1:8000 --gpu 0 --live --minutes 60
     """
     from kvwattd.profiler.session import ProfileRequest
 

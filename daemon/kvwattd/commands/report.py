@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvwattd.commands.refusal import refuse
+from kvwattd.commands.working import working
 
 if TYPE_CHECKING:
     from kvwattd.ledger.entry import Entry
@@ -25,7 +26,10 @@ def report(
         Path | None, typer.Option(help="The ledger; default: ledger.db in the configuration's state_dir.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Configuration, for state_dir and [cost].", show_default=str(CONFIG))
+        Path | None,
+        typer.Option(
+            help="Configuration, for state_dir and [cost].", show_default=str(CONFIG), envvar="KVWATT_CONFIG"
+        ),
     ] = None,
     instance: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
     price: Annotated[float | None, typer.Option(help="Per kWh, instead of [cost].")] = None,
@@ -40,14 +44,18 @@ def report(
 ) -> None:
     """Show what was used and saved, each saving with its baseline, its interval and the promises kept.
 
-    Exit codes: 0 shown, 1 there is nothing to show, 2 wrong usage or configuration.
+    Of time in shadow mode it says what would have been saved and kept. Ends with 1 where there is nothing to
+    show. Examples: kvwatt report; kvwatt report --from 7d --html week.html; kvwatt report --from 2026-03-01
+    --to 2026-04-01 --json
     """
     from_ms, to_ms = _range(start, end)
     path, cost = _settings(config, db)
     told = {"price_per_kwh": price, "intensity_g_per_kwh": intensity, "file": cost_file}
-    found, rows = _made(path, from_ms, to_ms, instance or [], _cost(cost, told))
+    with working("adding up the ledger"):
+        found, rows = _made(path, from_ms, to_ms, instance or [], _cost(cost, told))
     if html is not None:
-        _write(html, found, rows)
+        with working("drawing the page"):
+            _write(html, found, rows)
     if as_json:
         typer.echo(_as_json(found))
         return

@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 def run(
     config: Annotated[
-        Path, typer.Option(help="Configuration file; deploy/kvwatt.example.toml documents every key.")
+        Path,
+        typer.Option(
+            help="Configuration file; deploy/kvwatt.example.toml documents every key.", envvar="KVWATT_CONFIG"
+        ),
     ] = Path("/etc/kvwatt/kvwatt.toml"),
 ) -> None:
     """Run the daemon beside the configured vLLM servers until it is told to stop.
 
-    SIGHUP reads configuration, tokens and certificates again. Exit codes: 0 stopped, 2 refused its
-    configuration or surroundings.
+    SIGHUP reads configuration, tokens and certificates again. Ends with 2 where it refuses its
+    configuration or surroundings. Under systemd logs carry journald's priorities: journalctl -u kvwatt -p
+    warning; daemon.log_format = "json" writes an object per line.
     """
     from kvwattd.config import ConfigError, load_config
 

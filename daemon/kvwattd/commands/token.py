@@ -21,7 +21,8 @@ def token(
 ) -> None:
     """Print a new token, once, and add its SHA-256 to the file. A running daemon takes it up at once.
 
-    To withdraw a token delete its entry. Exit codes: 0 done, 2 the file or the name cannot be used.
+    To withdraw a token delete its entry. Examples: kvwatt token grafana --scope read;
+    export KVWATT_TOKEN=$(kvwatt token operator)
     """
     from secrets import token_hex
 

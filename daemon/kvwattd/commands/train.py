@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvwattd.commands.refusal import refuse
+from kvwattd.commands.working import working
 
 if TYPE_CHECKING:
     from kvwatt.manifest import Manifest
@@ -68,9 +69,9 @@ def train(
 ) -> None:
     """Fit the step-time and power model and report its errors on points that were left out.
 
-    On this machine from --profile, or on a Dask cluster from --telemetry.
-
-    Exit codes: 0 model written, 2 the tables cannot carry one.
+    On this machine from --profile, or on a Dask cluster from --telemetry. Ends with 2 where the tables cannot
+    carry a model. Examples: kvwatt train --profile profile.csv -o /var/lib/kvwatt/model;
+    kvwatt train --profile profile.csv -o model --json
     """
     from kvwatt import artifact
     from kvwatt.profiles import ProfileError
@@ -83,12 +84,16 @@ def train(
     _check_sources(bool(profile), bool(tables), bool(telemetry), scheduler, folds)
     try:
         if scheduler is not None and telemetry:
-            model, table = train_fleet(scheduler, telemetry, hardware, tp, _now())
+            with working(f"training on {scheduler}"):
+                model, table = train_fleet(scheduler, telemetry, hardware, tp, _now())
         else:
             table, origin = read_tables(tables, hardware, tp)
-            model = fit_model(table, origin, folds=folds)
+            with working("fitting, and judging on points left out"):
+                model = fit_model(table, origin, folds=folds)
         artifact.save(model, output, table)
-    except (ProfileError, TrainingError, TelemetryError, FleetError, OSError) as error:
+    except TrainingError as error:
+        refuse("train", error, "measure longer: kvwatt profile --minutes 10 (kvwatt profile --help)")
+    except (ProfileError, TelemetryError, FleetError, OSError) as error:
         refuse("train", error, "tables as `kvwatt profile` writes them: kvwatt profile --help")
     if json_output:
         typer.echo(_as_json(model.manifest, model.upper_factor, output))
