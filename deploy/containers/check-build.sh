@@ -32,7 +32,8 @@ done
 # vLLM is not there: the daemon says so, stays healthy, and ends in order.
 image run -v "$PWD/deploy/containers/kvwatt.toml:/etc/kvwatt/kvwatt.toml:ro" "$daemon" -- sh -c '
     export KVWATT_API__PORT=28484 KVWATT_HEALTH_URL=http://127.0.0.1:28484/healthz
-    kvwatt run & sleep 8; python /opt/kvwatt/daemon_health.py && kill $! && wait $!'
+    kvwatt run & for _ in $(seq 20); do sleep 2; ! python /opt/kvwatt/daemon_health.py 2>/dev/null || break; done
+    python /opt/kvwatt/daemon_health.py && kill $! && wait $!'
 # No NVML here: the guard says so and does not start.
 image run "$guard" -- sh -c 'KVWATT_GUARD_GPUS=visible python3 /opt/kvwatt/guard_init.py; [ $? = 2 ]'
 image images

@@ -21,8 +21,8 @@ FROM ${BASE}
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 libgomp1 \
  && rm -rf /var/lib/apt/lists/* \
- && groupadd --system --gid 8484 kvwatt \
- && useradd --system --uid 8484 --gid 8484 --home-dir /var/lib/kvwatt --shell /usr/sbin/nologin kvwatt \
+ && groupadd --gid 8484 kvwatt \
+ && useradd --uid 8484 --gid 8484 --no-create-home --home-dir /var/lib/kvwatt --shell /usr/sbin/nologin kvwatt \
  && install -d -m 0755 /etc/kvwatt \
  && install -d -m 0750 -o 8484 -g 8484 /var/lib/kvwatt \
  && install -d -m 0750 -g 8484 /run/kvwatt
