@@ -1,155 +1,94 @@
-"""The cap ladder inside real vLLM under KV pressure, beside vLLM's own scheduler, in one run.
+"""kvwatt's scheduler inside real vLLM under KV pressure, beside vLLM's own, in one run.
 
-    python bench/scheduler_live.py [--quick] [--json FILE]
+    python bench/scheduler_live.py [--quick] [--versions 0.27.1 0.31.0 0.32.0] [--counts] [--json FILE]
 
-Two servers with the same random-weight model on the CPU and 128 blocks of 32 tokens. Rounds of requests
-(64 prompt tokens and 512 output tokens each, fresh prompts, greedy, 16 in flight) go to one server at a
-time, in an order drawn by lot, so that only one of them computes. Both get the same prompts.
+Servers: two with the same random-weight model on the CPU and 128 blocks of 32 tokens. Rounds of requests
+(fresh prompts, greedy) go to one server at a time, in an order drawn by lot, so that only one of them
+computes; both get the same. `mixed`: prompts and answers of lognormal lengths, 32 in flight; `equal`: 64
+prompt tokens and 512 of output each, 16 in flight, all at once, where every request ends with its round.
+
+Counts: vLLM's scheduler class driven without a model (`tests/real_vllm/bare_scheduler.py`), the time of a
+step by a fixed law: what no machine's noise touches. `--counts` does these alone.
+
+Wall time is noisy on a busy machine; CPU time of the engine is shown beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import random
-import re
 import sys
 import tempfile
-import time
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-
-import httpx
-import numpy as np
 
 from bars import Bar, show, write
 
 BENCH = Path(__file__).resolve().parent
 sys.path.insert(0, str(BENCH.parent / "tests" / "real_vllm"))
 
-from plant_model import free_port  # noqa: E402 (after the path is set)
-from vllm_server import REPOSITORY, VllmServer, make_model, running, vllm_python  # noqa: E402
+from vllm_versions import PINNED, VERSIONS, python_of  # noqa: E402
 
-SCHEDULER = "kvwattd.vllm_plugin.scheduler.KvwattSyncScheduler"
-BLOCKS = 128
-PROMPT_TOKENS, OUTPUT_TOKENS, CONCURRENT = 64, 512, 16
-VOCABULARY = 30_000
-FEWER_PREEMPTIONS, THROUGHPUT_LOSS = 0.5, 0.01
+from scheduler_arms import Arm, Workload, compare  # noqa: E402 (after the path is set)
+from scheduler_counts import Counted, counted, gate_cost_us  # noqa: E402
 
-
-@dataclass
-class Arm:
-    """One server and what it did."""
-
-    url: str
-    preemptions: float = 0.0
-    tokens: int = 0
-    busy_s: float = 0.0
-    texts: list[str] = field(default_factory=list)
-    latencies_s: list[float] = field(default_factory=list)
-
-
-def server(folder: Path, name: str, scheduler: str | None) -> VllmServer:
-    python = vllm_python()
-    model = folder / "tiny"
-    if not model.exists():
-        make_model(python, model)
-    options: dict[str, object] = {"--num-gpu-blocks-override": BLOCKS, "--max-model-len": 1024}
-    if scheduler is not None:
-        options["--scheduler-cls"] = scheduler
-    paths = [REPOSITORY / "predictor", REPOSITORY / "daemon"]
-    unused = folder / "unused.state"
-    return VllmServer(
-        python, model, unused, free_port(), folder / f"{name}.log", paths=paths, worker=None, options=options
-    )
-
-
-async def ask(client: httpx.AsyncClient, prompt: list[int], tokens: int, arm: Arm) -> str:
-    body = {
-        "model": "tiny",
-        "prompt": prompt,
-        "max_tokens": tokens,
-        "temperature": 0.0,
-        "ignore_eos": True,
-    }
-    started = time.monotonic()
-    answer = await client.post(f"{arm.url}/v1/completions", json=body)
-    answer.raise_for_status()
-    arm.latencies_s.append(time.monotonic() - started)
-    arm.tokens += answer.json()["usage"]["completion_tokens"]
-    return str(answer.json()["choices"][0]["text"])
-
-
-async def preemptions(client: httpx.AsyncClient, arm: Arm) -> float:
-    page = (await client.get(f"{arm.url}/metrics")).text
-    return sum(float(v) for v in re.findall(r"^vllm:num_preemptions_total\{[^}]*\} (\S+)", page, re.M))
-
-
-async def play(arm: Arm, prompts: list[tuple[list[int], int]]) -> None:
-    """One round: all at once, CONCURRENT in flight."""
-    seats = asyncio.Semaphore(CONCURRENT)
-    async with httpx.AsyncClient(timeout=300.0, trust_env=False) as client:
-        before, started = await preemptions(client, arm), time.monotonic()
-
-        async def one(prompt: list[int], tokens: int) -> str:
-            async with seats:
-                return await ask(client, prompt, tokens, arm)
-
-        arm.texts += await asyncio.gather(*(one(p, n) for p, n in prompts))
-        arm.busy_s += time.monotonic() - started
-        arm.preemptions += await preemptions(client, arm) - before
-
-
-def drawn(rng: random.Random, count: int) -> list[tuple[list[int], int]]:
-    return [
-        ([rng.randrange(600, VOCABULARY) for _ in range(PROMPT_TOKENS)], OUTPUT_TOKENS) for _ in range(count)
-    ]
+FEWER_PREEMPTIONS, THROUGHPUT_LOSS, STEP_US = 0.5, 0.01, 50.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="4 rounds instead of 16")
+    parser.add_argument("--quick", action="store_true", help="6 rounds of each kind instead of 20")
+    parser.add_argument("--counts", action="store_true", help="no servers")
+    parser.add_argument("--versions", nargs="+", default=[PINNED], choices=VERSIONS)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    rng = random.Random(args.seed)
-    with tempfile.TemporaryDirectory(prefix="kvwatt-sched-") as name, ExitStack() as stack:
-        folder = Path(name)
-        servers = [server(folder, "vllm", None), server(folder, "ladder", SCHEDULER)]
-        arms = [Arm(stack.enter_context(running(s)).url) for s in servers]
-        for arm in arms:
-            asyncio.run(play(Arm(arm.url), drawn(rng, 2 * CONCURRENT)))  # warm up
-        for _ in range(4 if args.quick else 16):
-            prompts = drawn(rng, 3 * CONCURRENT)
-            for arm in rng.sample(arms, 2):
-                asyncio.run(play(arm, prompts))
-        told = re.findall(r"this step is left to vLLM's default", (folder / "ladder.log").read_text())
-        report(*arms, faults=len(told), path=args.json)
+    bars: list[Bar] = []
+    details: dict[str, object] = {}
+    for version in args.versions:
+        with tempfile.TemporaryDirectory(prefix="kvwatt-sched-") as name:
+            found = counted(python_of(version), Path(name), args.seed, args.quick)
+            bars += count_bars(version, found)
+            details[f"counts {version}"] = {kind: [c.row() for c in pair] for kind, pair in found.items()}
+            if args.counts:
+                continue
+            rounds = 6 if args.quick else 20
+            arms = compare(python_of(version), Path(name), args.seed, rounds)
+            bars += server_bars(version, arms)
+            details[f"servers {version}"] = {k.name: [a.row() for a in pair] for k, pair in arms.items()}
+    cost_us = gate_cost_us()
+    bars.append(Bar("our part of a step, 64 requests, us of CPU time", cost_us, STEP_US, "lower"))
+    show(bars, "kvwatt's scheduler in real vLLM under KV pressure")
+    write(args.json, bars, **details)
 
 
-def report(vllm: Arm, ladder: Arm, faults: int, path: Path | None) -> None:
-    rates = [arm.tokens / arm.busy_s for arm in (vllm, ladder)]
-    same = float(np.mean([a == b for a, b in zip(vllm.texts, ladder.texts, strict=True)]))
-    for name, arm, rate in (("vLLM", vllm, rates[0]), ("cap ladder", ladder, rates[1])):
-        p50, p99 = np.quantile(arm.latencies_s, [0.5, 0.99])
-        print(
-            f"{name:>10}: {arm.preemptions:.0f} preemptions in {len(arm.texts)} requests, "
-            f"{rate:.1f} tokens/s, latency p50 {p50:.2f} s, p99 {p99:.2f} s"
+def count_bars(version: str, found: Mapping[str, tuple[Counted, Counted]]) -> list[Bar]:
+    bars = []
+    for kind, (vllm, ours) in found.items():
+        print(f"vLLM {version}, {kind}, counts:\n  vLLM  {vllm}\n  ours  {ours}")
+        avoided = 1.0 - ours.preemptions / max(vllm.preemptions, 1)
+        lost = 1.0 - ours.tokens_per_s / vllm.tokens_per_s
+        bars.append(
+            Bar(f"{version} {kind}, counts: preemptions avoided", avoided, FEWER_PREEMPTIONS, "higher")
         )
-    bars = [
-        Bar(
-            "preemptions avoided",
-            1.0 - ladder.preemptions / max(vllm.preemptions, 1),
-            FEWER_PREEMPTIONS,
-            "higher",
-        ),
-        Bar("throughput lost", 1.0 - rates[1] / rates[0], THROUGHPUT_LOSS, "lower"),
-        Bar("same tokens as vLLM's default", same, 1.0, "higher"),
-        Bar("steps left to vLLM by an exception", faults, 0, "lower"),
-    ]
-    show(bars, "cap ladder in real vLLM under KV pressure")
-    write(path, bars, preemptions=[vllm.preemptions, ladder.preemptions], tokens_per_s=rates)
+        bars.append(Bar(f"{version} {kind}, counts: throughput lost", lost, THROUGHPUT_LOSS, "lower"))
+    return bars
+
+
+def server_bars(version: str, arms: Mapping[Workload, tuple[Arm, Arm]]) -> list[Bar]:
+    bars = []
+    for kind, (vllm, ours) in arms.items():
+        print(f"vLLM {version}, {kind.name}, servers:\n  vLLM  {vllm}\n  ours  {ours}")
+        avoided = 1.0 - ours.preemptions / max(vllm.preemptions, 1)
+        lost = 1.0 - ours.tokens_per_s / vllm.tokens_per_s
+        same = sum(a == b for a, b in zip(vllm.texts, ours.texts, strict=True)) / len(vllm.texts)
+        name = f"{version} {kind.name}"
+        bars += [
+            Bar(f"{name}: preemptions avoided", avoided, FEWER_PREEMPTIONS, "higher"),
+            Bar(f"{name}: throughput lost", lost, THROUGHPUT_LOSS, "lower"),
+            Bar(f"{name}: same tokens as vLLM's default", same, 1.0, "higher"),
+            Bar(f"{name}: steps left to vLLM by an exception", ours.faults, 0, "lower"),
+        ]
+    return bars
 
 
 if __name__ == "__main__":
