@@ -227,7 +227,11 @@ class Control:
 
     def model(self, instance: str) -> ModelView:
         view = self._daemon.models.view(self._run(instance))
-        return view.model_copy(update={"refit": self._daemon.refits.view(instance)})
+        told = {
+            "refit": self._daemon.refits.view(instance),
+            "energy": self._daemon.energy_refits.view(instance),
+        }
+        return view.model_copy(update=told)
 
     async def model_versions(self, instance: str) -> ModelVersionsView:
         run = self._run(instance)

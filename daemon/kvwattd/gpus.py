@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+from kvwattd.energy_learning.learner import EnergyLearner
 from kvwattd.guard_child import GuardChild
 from kvwattd.instance import InstanceRuntime
 from kvwattd.ledger.day import Ledger
@@ -24,11 +25,13 @@ class Gpus:
         runs: Mapping[str, InstanceRuntime],
         recording: Recording,
         ledger: Ledger,
+        energy: Mapping[str, EnergyLearner],
         guard_child: GuardChild | None,
     ) -> None:
         self._runs = runs
         self._recording = recording
         self._ledger = ledger
+        self._energy = energy
         self._guard_child = guard_child
         self._reader = GpuReader(self._selectors(), GPU_DEADLINE_S)
         self._regrouped = False  # instances came or went: their GPUs are not assigned yet
@@ -75,6 +78,8 @@ class Gpus:
                 run.on_energy(self._reader.accounts())
                 self._recording.on_gpu(run)
                 self._ledger.on_gpu(run)
+                if run.gpu_fault is None and run.resting is None:
+                    self._energy[run.name].on_gpu(run.samples)
             await asyncio.sleep(GPU_PERIOD_S)
 
     async def _assign(self, infos: tuple[GpuInfo, ...]) -> None:

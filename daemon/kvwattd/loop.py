@@ -24,6 +24,8 @@ from kvwatt.policy import PolicyParams
 from kvwatt.state import EngineSnapshot, Slo
 from kvwattd.config import Config, InstanceConfig, Mode
 from kvwattd.durations import Durations
+from kvwattd.energy_learning.learner import EnergyLearner
+from kvwattd.energy_learning.refits import EnergyRefits
 from kvwattd.gpus import Gpus
 from kvwattd.guard_child import GuardChild
 from kvwattd.guard_link import GuardLink, Wish
@@ -75,13 +77,17 @@ class Daemon:
         self.models = Models(config.model.path, config.model.reload_s, self.permitted_clocks, self.stores)
         self.learners = {name: Learner() for name in self.runs}
         self.refits = Refits(config.model.refit_s, self.stores, self.learners, self.models.wake)
+        self.energy_learners = {name: EnergyLearner() for name in self.runs}
+        energy_dir, refit_s = config.daemon.state_dir / "energy", config.model.refit_s
+        self.energy_refits = EnergyRefits(refit_s, energy_dir, self.stores, self.energy_learners)
         self.link = GuardLink(config.guard.socket, config.guard.timeout_s, now, self._progressing)
         self.guard_child = GuardChild(config) if config.guard.spawn else None
         self.recording = Recording(config.record.dir, config.record.max_mb * 1_000_000)
         self.ledger = Ledger(config.ledger, config.holdout, config.daemon.state_dir, now, lambda: self.mode)
         self.samples = SampleLog(config.daemon.state_dir / "samples")
-        self.polling = Polling(now, self.learners, self.samples, self.recording, self.ledger)
-        self.gpus = Gpus(self.runs, self.recording, self.ledger, self.guard_child)
+        energy = self.energy_learners
+        self.polling = Polling(now, self.learners, energy, self.samples, self.recording, self.ledger)
+        self.gpus = Gpus(self.runs, self.recording, self.ledger, energy, self.guard_child)
         self.pool = self._pool() if config.pool.enabled else None
         self.tap = TapReceiver(config.tap.socket, self._on_record) if config.tap.socket else None
 
@@ -127,6 +133,7 @@ class Daemon:
             self.gpus.run(),
             self._models(),
             self.refits.run(self.runs),
+            self.energy_refits.run(self.runs),
             self.link.run(),
             self._ticks(),
             self._watchdog(),
@@ -158,7 +165,9 @@ class Daemon:
     async def admit(self, c: InstanceConfig) -> None:
         """Take up an instance while running."""
         self.stores[c.name], self.learners[c.name] = self._store(c.name), Learner()
+        self.energy_learners[c.name] = EnergyLearner()
         await self.refits.admit(c.name)
+        await self.energy_refits.admit(c.name)
         run = self.runs[c.name] = self._runtime(c)
         self.gpus.regroup()
         self.polling.anew(run)
@@ -174,6 +183,7 @@ class Daemon:
             await self.link.released(name, self.config.guard.lease_s)
         self.link.forget(name)
         self.models.forget(name)
+        self.energy_refits.forget(name)
         self.ledger.forget(name)
 
     def set_mode(self, mode: Mode) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from kvwatt.state import EngineSnapshot
+from kvwattd.energy_learning.learner import EnergyLearner
 from kvwattd.instance import InstanceRuntime
 from kvwattd.learning import Learner, SampleLog
 from kvwattd.ledger.day import Ledger
@@ -21,12 +22,14 @@ class Polling:
         self,
         now: Callable[[], float],
         learners: Mapping[str, Learner],
+        energy: Mapping[str, EnergyLearner],
         samples: SampleLog,
         recording: Recording,
         ledger: Ledger,
     ) -> None:
         self._now = now
         self._learners = learners
+        self._energy = energy
         self._samples = samples
         self._recording = recording
         self._ledger = ledger
@@ -85,6 +88,7 @@ class Polling:
         run.on_page(snapshot, layout)
         self._recording.on_page(run)
         self._ledger.on_page(run)
+        self._energy[run.name].on_page(snapshot, run.config.tp, run.config.max_num_batched_tokens)
         steady = self._now() - run.applied.since_s > _steady_window_s(run)
         if run.model.compiled is not None:
             run.observation.calibrate(run.model.compiled, run.samples, steady)

@@ -35,6 +35,7 @@ from kvwattd.refit_worker import JOB, MODEL, RESULT, Job, Result, Shape
 log = logging.getLogger(__name__)
 
 DEADLINE_S = 600.0  # of wall clock, for it yields to everybody; its own limit is on processor time
+WORKER = "kvwattd.refit_worker"
 SAMPLES = "samples.json"
 MAX_SAMPLES_BYTES = 1 << 24
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -192,12 +193,12 @@ def _write_job(folder: Path, job: Job) -> None:
     (folder / JOB).write_text(job.model_dump_json(), encoding="utf-8")
 
 
-async def run_worker(folder: Path, deadline_s: float = DEADLINE_S) -> str | None:
-    """Run the worker over a job; why it failed, None if there is a result. Never leaves it running."""
+async def run_worker(folder: Path, deadline_s: float = DEADLINE_S, module: str = WORKER) -> str | None:
+    """Run a worker over a job; why it failed, None if there is a result. Never leaves it running."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "kvwattd.refit_worker",
+        module,
         str(folder),
         env={**os.environ, **_ONE_THREAD},
         stdin=asyncio.subprocess.DEVNULL,

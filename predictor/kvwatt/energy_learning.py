@@ -65,9 +65,15 @@ class WindowRing:
 
     def add(self, row: tuple[float, ...], energy_j: float) -> None:
         """Keep a window. Raises ValueError for one that cannot be."""
+        self.restore(Counted(self.last + 1, row, energy_j))
+
+    def restore(self, window: Counted) -> None:
+        """A window of an earlier run, in order. Raises ValueError for one that is not newer than the last."""
         recent, strata, per_stratum = self._limits
-        self._recent.append(Counted(self.last + 1, row, energy_j))
-        self.last += 1
+        if window.number <= self.last:
+            raise ValueError(f"window {window.number} comes after {self.last}: numbers must rise")
+        self._recent.append(window)
+        self.last = window.number
         if len(self._recent) <= recent:
             return
         oldest = self._recent.popleft()

@@ -28,6 +28,7 @@ from kvwattd.api.schemas.decisions import (
     SavingsView,
 )
 from kvwattd.api.schemas.models import (
+    EnergyModelView,
     ModelState,
     ModelVersionsView,
     ModelVersionView,
@@ -90,6 +91,7 @@ __all__ = [
     "DecisionView",
     "DurationView",
     "EnergyAccountView",
+    "EnergyModelView",
     "ForecastView",
     "GpuView",
     "GuardState",

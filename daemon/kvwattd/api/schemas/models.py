@@ -24,6 +24,24 @@ class RefitView(View):
     outcomes_total: dict[RefitOutcome, int] = Field(default_factory=dict)
 
 
+class EnergyModelView(View):
+    """The model of the energy of ten-second windows, learned while serving. It decides nothing."""
+
+    windows: int = Field(0, description="windows kept to learn from")
+    windows_dropped_total: int = Field(0, description="windows that could not be told of")
+    learned: bool = Field(False, description="false: the step model's law alone speaks")
+    accuracy_ratio: float | None = Field(
+        None, description="1 - mean |predicted / counted - 1| over windows that it had not seen"
+    )
+    importance: dict[str, float] = Field(
+        default_factory=dict, description="accuracy lost when a factor is shuffled, the largest"
+    )
+    last: RefitOutcome | None = Field(None, description="outcome of the latest refit")
+    reason: str = ""
+    finished_unix_s: float | None = None
+    outcomes_total: dict[RefitOutcome, int] = Field(default_factory=dict)
+
+
 class ModelVersionView(View):
     """One version of a model: 0 was shipped, the others were refitted online."""
 
@@ -64,6 +82,7 @@ class ModelView(View):
     path: str | None = None
     version: int | None = Field(None, description="0 is the shipped model, others were refitted online")
     refit: RefitView | None = None
+    energy: EnergyModelView | None = None
     hardware: str | None = None
     vllm_version: str | None = None
     created: str | None = None

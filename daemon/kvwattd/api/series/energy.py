@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvwattd.api.schemas import AttributionView, InstanceView
+from kvwattd.api.schemas import AttributionView, EnergyModelView, InstanceView
 from kvwattd.api.series.base import Samples, Series
 
 
@@ -34,6 +34,16 @@ def _per_token(view: InstanceView) -> Samples:
 def _of_requests(view: InstanceView) -> Samples:
     told, model = view.attribution, view.model_name or ""
     return [((model, "0.5"), told.request_p50_j), ((model, "0.99"), told.request_p99_j)] if told else []
+
+
+def _model(
+    name: str, help_: str, value: Callable[[EnergyModelView], float | None], *, counter: bool = False
+) -> Series[InstanceView]:
+    def samples(view: InstanceView) -> Samples:
+        told = view.model.energy
+        return [((), value(told))] if told is not None else []
+
+    return Series(name, help_, samples, (), counter)
 
 
 ENERGY_SERIES: tuple[Series[InstanceView], ...] = (
@@ -78,6 +88,27 @@ ENERGY_SERIES: tuple[Series[InstanceView], ...] = (
         "kvwatt_energy_requests_attributed",
         "Of these, requests that ended with joules of their own.",
         lambda a: float(a.attributed_total),
+        counter=True,
+    ),
+    _model(
+        "kvwatt_energy_model_accuracy_ratio",
+        "1 - mean relative error of the energy model over ten-second windows that it had not seen.",
+        lambda m: m.accuracy_ratio,
+    ),
+    _model(
+        "kvwatt_energy_model_windows",
+        "Ten-second windows kept to learn the energy model from.",
+        lambda m: float(m.windows),
+    ),
+    Series(
+        "kvwatt_energy_model_refits",
+        "Refits of the energy model by outcome.",
+        lambda v: (
+            [((str(outcome),), float(n)) for outcome, n in v.model.energy.outcomes_total.items()]
+            if v.model.energy is not None
+            else []
+        ),
+        ("outcome",),
         counter=True,
     ),
 )

@@ -1,0 +1,1 @@
+"""Learning what the energy of serving depends on, while serving: windows in the loop, models in a worker."""

@@ -1,0 +1,36 @@
+"""Windows of one instance, for the energy model. The loop only adds numbers up; models are the worker's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kvwatt.energy_learning import WindowRing
+from kvwatt.state import EngineSnapshot, GpuSample
+from kvwattd.energy_windows import EngineFacts, WindowBuilder
+
+
+class EnergyLearner:
+    """Feed `on_page` with accepted pages and `on_gpu` with readings of all GPUs of the instance."""
+
+    def __init__(self) -> None:
+        self.ring = WindowRing()
+        self._builder: WindowBuilder | None = None
+        self._of: tuple[int, int] | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Windows that could not be told of since the engine's shape last changed."""
+        return self._builder.dropped if self._builder is not None else 0
+
+    def on_page(self, page: EngineSnapshot, tp: int, max_num_batched_tokens: int) -> None:
+        """A page. Another shape of the engine begins anew; what was kept stays."""
+        if self._builder is None or self._of != (tp, max_num_batched_tokens):
+            self._of = (tp, max_num_batched_tokens)
+            self._builder = WindowBuilder(EngineFacts(tp, max_num_batched_tokens))
+        self._builder.on_page(page)
+
+    def on_gpu(self, samples: Mapping[str, GpuSample]) -> None:
+        """Readings of the whole group; a window that is over is kept."""
+        closed = self._builder.on_gpu(samples) if self._builder is not None else None
+        if closed is not None:
+            self.ring.add(closed.row, closed.energy_j)
