@@ -29,6 +29,7 @@ UNITLESS = (
     "kvwatt_model_version",
     "kvwatt_model_last_refit",
     "kvwatt_model_samples",
+    "kvwatt_energy_model_windows",
     "kvwatt_requests_running",
     "kvwatt_requests_waiting",
     "kvwatt_projected_requests",
