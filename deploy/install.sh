@@ -141,7 +141,7 @@ do_install() {
         systemctl daemon-reload
     fi
     say "installed. Name the GPUs in $etc/guard.toml and the servers in $etc/kvwatt.toml, then:"
-    say "systemctl enable --now kvwatt-guard.service kvwatt.service"
+    say "systemctl enable --now kvwatt-guard.service kvwatt.service (docs/first-run.md has the way from there)"
 }
 
 # The clocks first: with the record gone nobody would know what to put back.
