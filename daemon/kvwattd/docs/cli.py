@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from kvwattd.cli import COMMANDS, ENTRY_POINTS
+from kvwattd.commands.exits import EPILOG
 from kvwattd.docs.text import NOTE, table
 
 
@@ -24,11 +25,7 @@ def page() -> str:
     details = "\n".join(
         text for name in COMMANDS for text in _described(f"kvwatt {name}", click_command(name))
     )
-    return (
-        f"# Command line\n\n{NOTE}\n"
-        "Exit codes of every command: 0 done, 1 failed or found a problem, 2 wrong usage or configuration, "
-        f"130 interrupted.\n\n{overview}\n\n{details}"
-    )
+    return f"# Command line\n\n{NOTE}\n{EPILOG}\n\n{overview}\n\n{details}"
 
 
 def click_command(name: str) -> Any:  # noqa: ANN401 (a command of click, or of the copy that typer carries)
@@ -67,7 +64,8 @@ def _row(one: Any) -> list[str]:  # noqa: ANN401 (as above)
         words = ", ".join(f"`{word}`" for word in (*one.opts, *one.secondary_opts))
     else:
         words = f"`{one.name.upper()}`"
-    return [words, _default(one), " ".join((getattr(one, "help", None) or "–").split())]
+    said = " ".join((getattr(one, "help", None) or "–").split())
+    return [words, _default(one), said + (f" Environment: `{one.envvar}`." if one.envvar else "")]
 
 
 def _default(one: Any) -> str:  # noqa: ANN401 (as above)
