@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 LONGEST_SOCKET_PATH = 107  # sockaddr_un
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-_GPU = re.compile(r"\d{1,3}|GPU-[0-9A-Za-z-]+")
+_GPU = re.compile(r"\d{1,3}|(GPU|AMD)-[0-9A-Za-z-]+")
 
 
 def is_loopback(host: str) -> bool:
@@ -71,7 +71,7 @@ def _gpu(value: object) -> object:
     if isinstance(text, str) and text.startswith("MIG-"):
         raise ValueError("Input should be a whole GPU: MIG slices share one clock and cannot be controlled")
     if not isinstance(text, str) or not _GPU.fullmatch(text):
-        raise ValueError('Input should be a GPU UUID ("GPU-...") or an index as a string ("0")')
+        raise ValueError('Input should be a GPU UUID ("GPU-...", "AMD-...") or an index as a string ("0")')
     return text
 
 

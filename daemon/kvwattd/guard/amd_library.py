@@ -37,6 +37,7 @@ TEMP_HOTSPOT, TEMP_CURRENT, TEMP_CRITICAL = 1, 0, 5
 _UUID_BYTES = 38
 _PARTITION_BYTES = 16
 _MOST_HANDLES = 64
+_ROOM_BYTES = 8192  # more than any version's structure
 
 
 class AmdSmiError(Exception):
@@ -149,6 +150,20 @@ class AmdLibrary:
         text = ctypes.create_string_buffer(_PARTITION_BYTES)
         self._call("amdsmi_get_gpu_compute_partition", handle, text, ctypes.c_uint32(_PARTITION_BYTES))
         return text.value.decode("ascii", "replace")
+
+    def name(self, handle: Handle) -> str:
+        """The GPU's, as it is sold."""
+        return self._first_text("amdsmi_get_gpu_asic_info", handle)
+
+    def driver(self, handle: Handle) -> str:
+        """The kernel driver's version."""
+        return self._first_text("amdsmi_get_gpu_driver_info", handle)
+
+    def _first_text(self, call: str, handle: Handle) -> str:
+        """The text that a structure begins with: what follows differs between versions, and has room here."""
+        room = ctypes.create_string_buffer(_ROOM_BYTES)
+        self._call(call, handle, room)
+        return room.value.decode("utf-8", "replace")
 
     def function(self, name: str) -> ctypes._NamedFuncPointer | None:
         """A function that not every version has."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections import deque
 
+from kvwattd.guard.amd_inferred import PowerByEnergy, reasons
 from kvwattd.guard.amd_library import (
     CLK_GFX,
     DEAD,
@@ -18,7 +18,6 @@ from kvwattd.guard.amd_library import (
     LIMIT_MAX,
     LIMIT_MIN,
     NOT_SUPPORTED,
-    TEMP_CRITICAL,
     AmdLibrary,
     AmdSmiError,
     Handle,
@@ -28,11 +27,6 @@ from kvwattd.guard.nvml_session import NvmlCallError
 from kvwattd.guard.obedience import Readback
 from kvwattd.guard.protocol import Code
 
-# AMD SMI tells no reason for a low clock in calls whose layout is the same in every version: inferred.
-POWER_CAP, SW_THERMAL = 0x04, 0x20  # as in obedience.LIMITS
-NEAR_CAP = 0.95
-NEAR_CRITICAL_C = 2
-POWER_WINDOW_S = 1.0
 WHOLE = "SPX"
 
 
@@ -44,7 +38,7 @@ class AmdClockSetter:
         self.uuid = uuid
         self._range: tuple[int, range] | None = None  # session generation, clocks
         self._limits: tuple[int, int] | None = None  # as set last
-        self._energy: deque[tuple[float, float]] = deque()  # (seconds, microjoules) of the last second
+        self._power = PowerByEnergy()
 
     def check(self, floor_mhz: int, target_mhz: int) -> None:
         """Raises NvmlCallError unless this GPU can be limited to exactly this range."""
@@ -124,40 +118,14 @@ class AmdClockSetter:
 
     def _read(self, library: AmdLibrary, handle: Handle) -> Readback:
         energy_uj = library.energy_uj(handle)
+        power_w = self._power.update(time.monotonic(), energy_uj)
         return Readback(
             clock_mhz=int(library.clock(handle).clk),
             busy=library.busy(handle),
-            reasons=self._inferred_reasons(library, handle, energy_uj),
+            reasons=reasons(library, handle, power_w),
             counter_mj=int(energy_uj / 1e3),
             default_mhz=self.supported_mhz()[-1],
         )
-
-    def _inferred_reasons(self, library: AmdLibrary, handle: Handle, energy_uj: float) -> int:
-        reasons = 0
-        power_w, cap_w = self._power_w(energy_uj), library.power_cap_w(handle)
-        if power_w is not None and 0.0 < NEAR_CAP * cap_w <= power_w:
-            reasons |= POWER_CAP
-        try:
-            critical_c = library.temperature_c(handle, TEMP_CRITICAL)
-            if 0 < critical_c - NEAR_CRITICAL_C <= library.temperature_c(handle):
-                reasons |= SW_THERMAL
-        except AmdSmiError as error:
-            if error.status not in NOT_SUPPORTED:
-                raise
-        return reasons
-
-    def _power_w(self, energy_uj: float) -> float | None:
-        """The mean of about the last second, by the energy counter; None before there is one."""
-        now_s = time.monotonic()
-        if self._energy and energy_uj < self._energy[-1][1]:
-            self._energy.clear()  # the counter began anew
-        self._energy.append((now_s, energy_uj))
-        while len(self._energy) > 2 and now_s - self._energy[1][0] >= POWER_WINDOW_S:
-            self._energy.popleft()
-        then_s, then_uj = self._energy[0]
-        if now_s - then_s < 0.5 * POWER_WINDOW_S:
-            return None
-        return (energy_uj - then_uj) / 1e6 / (now_s - then_s)
 
     def _refuse_partitioned(self, library: AmdLibrary, handle: Handle) -> None:
         try:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from kvwatt.state import GpuSample
-from kvwattd.guard.nvml_session import NvmlCallError, NvmlSession
+from kvwattd.guard.amd_session import is_amd
+from kvwattd.guard.nvml_session import NvmlCallError
 from kvwattd.guard.worker import CallTimeoutError, DeadlineWorker
+from kvwattd.telemetry.amd_reading import AmdSource
 from kvwattd.telemetry.energy_counter import EnergyCounter, EnergyReading
-from kvwattd.telemetry.nvml_reading import GpuInfo, RawSample, describe, identify, sample
+from kvwattd.telemetry.nvml_reading import GpuInfo, NvmlSource, RawSample
 
 __all__ = ["GpuInfo", "GpuReader", "GpuUnavailable"]
 
@@ -23,24 +25,30 @@ class GpuUnavailable(Exception):  # noqa: N818 - a state of the GPU, not a mista
     """No GPU can be read; the message says why."""
 
 
+class Source(Protocol):
+    """A vendor's library. Blocking; methods raise NvmlCallError."""
+
+    def find(self, selector: str) -> GpuInfo: ...
+    def read(self, info: GpuInfo) -> RawSample: ...
+
+
 class _Gpu:
     """One GPU: its thread, what it is, its energy. Survives driver reloads; keyed by UUID."""
 
-    def __init__(self, session: NvmlSession, selector: str) -> None:
+    def __init__(self, source: Source, selector: str) -> None:
         self.selector = selector
         self.worker = DeadlineWorker(f"read-{selector}")
         self.info: GpuInfo | None = None
         self.energy: EnergyCounter | None = None
-        self._session = session
+        self._source = source
 
     def find(self) -> GpuInfo:
-        uuid = identify(self._session, self.selector)
-        return self._session.run(uuid, "reading what it is", describe)
+        return self._source.find(self.selector)
 
     def read(self, info: GpuInfo, now: Callable[[], float]) -> tuple[float, RawSample]:
         """The time is taken before the reading: a sample is never younger than it says."""
         observed_s = now()
-        return observed_s, self._session.run(info.uuid, "reading it", lambda handle: sample(handle, info))
+        return observed_s, self._source.read(info)
 
 
 class GpuReader:
@@ -49,8 +57,8 @@ class GpuReader:
     def __init__(
         self, gpus: Sequence[str], deadline_s: float, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self._session = NvmlSession()
-        self._gpus = {selector: _Gpu(self._session, selector) for selector in gpus}
+        self._nvml, self._amd = NvmlSource(), AmdSource()
+        self._gpus = {selector: self._of(selector) for selector in gpus}
         self._order = tuple(gpus)
         self._deadline_s = deadline_s
         self._now = now
@@ -65,8 +73,12 @@ class GpuReader:
         """Read these from now on, after another `start`; what stays keeps its account of energy."""
         for selector in self._gpus.keys() - set(gpus):
             self._gpus.pop(selector).worker.close()
-        self._gpus = {gpu: self._gpus.get(gpu) or _Gpu(self._session, gpu) for gpu in gpus}
+        self._gpus = {gpu: self._gpus.get(gpu) or self._of(gpu) for gpu in gpus}
         self._order = tuple(gpus)
+
+    def _of(self, selector: str) -> _Gpu:
+        """By whose GPU its name says it is."""
+        return _Gpu(self._amd if is_amd(selector) else self._nvml, selector)
 
     async def start(self) -> tuple[GpuInfo, ...]:
         """One entry per name given, in that order. Raises GpuUnavailable if any cannot be found."""

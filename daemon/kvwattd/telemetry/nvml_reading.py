@@ -89,11 +89,12 @@ def sample(handle: Handle, info: GpuInfo) -> RawSample:
         utilization=pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100.0,
         event_reasons=int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
     )
-    _refuse_nonsense(reading, info)
+    refuse_nonsense(reading, info)
     return reading
 
 
-def _refuse_nonsense(reading: RawSample, info: GpuInfo) -> None:
+def refuse_nonsense(reading: RawSample, info: GpuInfo) -> None:
+    """Raises NvmlCallError when a figure cannot be true."""
     most_w = _MAX_POWER_FACTOR * info.power_limit_w
     coldest_c, hottest_c = _TEMPERATURE_C
     checks = (
@@ -141,3 +142,19 @@ def _uuid(handle: Handle) -> str:
 def _text(value: str | bytes) -> str:
     """The binding's older releases answer bytes."""
     return value.decode() if isinstance(value, bytes) else value
+
+
+class NvmlSource:
+    """Finds and reads NVIDIA GPUs, by UUID or index. Methods raise NvmlCallError."""
+
+    def __init__(self) -> None:
+        self._session = NvmlSession()
+
+    def find(self, selector: str) -> GpuInfo:
+        """What it is."""
+        uuid = identify(self._session, selector)
+        return self._session.run(uuid, "reading what it is", describe)
+
+    def read(self, info: GpuInfo) -> RawSample:
+        """What it does now."""
+        return self._session.run(info.uuid, "reading it", lambda handle: sample(handle, info))

@@ -232,6 +232,21 @@ AMDSMI_API amdsmi_status_t amdsmi_get_gpu_compute_partition(handle_t handle, cha
     END_READ
 }
 
+/* Layouts differ between versions behind their first field, the only one that is filled here. */
+AMDSMI_API amdsmi_status_t amdsmi_get_gpu_asic_info(handle_t handle, char *market_name)
+{
+    BEGIN_READ(!market_name)
+    snprintf(market_name, 256, "%s", call.gpu->spec.name);
+    END_READ
+}
+
+AMDSMI_API amdsmi_status_t amdsmi_get_gpu_driver_info(handle_t handle, char *version)
+{
+    BEGIN_READ(!version)
+    snprintf(version, 64, "%s", call.gpu->spec.driver_version);
+    END_READ
+}
+
 /* The setters. */
 
 static int permitted(const kvws_state *state)
