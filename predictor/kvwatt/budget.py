@@ -9,7 +9,7 @@ rises exponentially where more was missed than planned, and falls where less was
 
 with `lost` the requests inside that would miss even at the top clock, and `planned` the permitted misses
 less a reserve. It falls little: what was saved up in quiet hours would else be spent in the first busy
-minute.
+minute. While traffic rises beyond chance it falls not at all: what the next minute needs is not known yet.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ GAIN = 3.0
 SOFT_MISSES = 3.0
 SPREAD = 0.002
 MIN_LOG, MAX_LOG = -1.0, 6.0
+SURGE_LOG = 2.5  # by so much more comes the least price while traffic rises
 # Seconds of the clocks' whole range of power that a miss is worth to begin with.
 USUAL_S = {Metric.E2E: 1.5, Metric.TTFT: 1.0, Metric.TBT: 3.0}
 # Twice the usual traffic breaks TBT for many at once where the top clock has no room for it; to pay when it
@@ -40,17 +41,23 @@ class Budget:
     tallies: Mapping[Metric, Tally] = field(default_factory=dict)
 
     def standing(
-        self, metric: Metric, target: SloTarget, reserve: float, inside: float, strain: float = 0.0
+        self,
+        metric: Metric,
+        target: SloTarget,
+        reserve: float,
+        inside: float,
+        strain: float = 0.0,
+        surge: float = 0.0,
     ) -> Standing:
         """`inside`: requests that are not judged yet, to come within the window's next moments included.
 
-        `strain`: how much of the limit twice the usual traffic takes at the top clock, 0 to 1.
+        `strain`: how much of the limit twice the usual traffic takes at the top clock, 0 to 1. `surge`, 0 to
+        1: how surely traffic rises.
         """
         tally = self.tallies.get(metric, NOTHING)
         planned = (1.0 - reserve) * (1.0 - target.quantile)
-        return Standing(
-            tally.seen, tally.missed, planned, inside, USUAL_S[metric] * (1.0 + STRAIN * strain**2)
-        )
+        usual_s = USUAL_S[metric] * (1.0 + STRAIN * strain**2)
+        return Standing(tally.seen, tally.missed, planned, inside, usual_s, MIN_LOG + SURGE_LOG * surge)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,7 @@ class Standing:
     planned_ratio: float
     inside: float
     usual_s: float
+    least_log: float = MIN_LOG
 
     def over(self, lost: float) -> float:
         """Misses beyond plan, `lost` of those inside included; negative: still to spend."""
@@ -70,4 +78,4 @@ class Standing:
     def price_j(self, power_range_w: float, lost: float) -> float:
         """Joules that are spent to avoid one more expected miss; never falls as more were missed."""
         log_price = GAIN * self.over(lost) / (SOFT_MISSES + SPREAD * self.seen)
-        return self.usual_s * power_range_w * math.exp(min(max(log_price, MIN_LOG), MAX_LOG))
+        return self.usual_s * power_range_w * math.exp(min(max(log_price, self.least_log), MAX_LOG))

@@ -83,7 +83,14 @@ def decide_by_request(
     strain = _strain(pace, slo)
     misses = expected_misses(those, pace, asked, wait, lengths, slo, params.margin, strain)
     standings = {
-        m: budget.standing(m, target, params.reserve_of(m), those.inside, strain if m is Metric.TBT else 0.0)
+        m: budget.standing(
+            m,
+            target,
+            params.reserve_of(m),
+            those.inside,
+            strain if m is Metric.TBT else 0.0,
+            traffic.surge,
+        )
         for m, target in targets(slo).items()
     }
     smooth = _smooth(pace, traffic, shape, slo, params)

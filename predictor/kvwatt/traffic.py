@@ -25,6 +25,9 @@ FloatArray = npt.NDArray[np.float64]
 PROMPT_LEVELS = np.array([0.0, 0.25, 0.5, 0.75, 0.85, 0.9, 0.95, 0.98, 0.99, 1.0])
 BURST_MEMORY_S = 4.0  # about the life of a short answer while prompts are being computed
 LEAST_BY_CLASS = 100  # finished requests before lengths by class take the place of the histogram's
+# More come than before: from so many standard deviations on it may be so, at so many it surely is; the rate
+# is then that of the last few seconds, so many standard errors up.
+SURGE_Z, SURGE_ERRORS = (2.0, 3.5), 1.0
 SHORT_LEVELS = np.array([0.02, 0.05, 0.1, 0.25, 0.5, 1.0])
 
 
@@ -55,6 +58,7 @@ class Traffic:
     exposure_s: float  # how much recent traffic the rate rests on
     finished: float  # requests whose lengths are known
     lengths: Survival | None = None
+    surge: float = 0.0  # 0 to 1: how surely more come now than did before
 
 
 class DecayingRate:
@@ -89,6 +93,19 @@ class DecayingRate:
         if expected > 0.05:
             self._excess = self._excess * decay + (events - expected) ** 2 / expected
             self._intervals = self._intervals * decay + 1.0
+
+    def above(self, usual: DecayingRate) -> float:
+        """Standard deviations by which the events here are more than those of `usual` let expect.
+
+        With exponential weights that sum to n a Poisson count of mean n has the variance n / 2."""
+        expected = usual.per_s * self._exposure_s
+        variance = max(usual.dispersion, 1.0) * max(expected, 1.0) / 2.0
+        return (self._events - expected) / math.sqrt(variance)
+
+    def likely_per_s(self, z: float) -> float:
+        """The rate, `z` standard errors above what was seen."""
+        error = math.sqrt(max(self._events, 1.0) / 2.0)
+        return (self._events + z * error) / self._exposure_s if self._exposure_s > 0 else 0.0
 
     def upper_per_s(self, z: float) -> float:
         """Rate that is exceeded with the normal tail probability of `z`; the +1 covers zero counts."""
@@ -167,6 +184,7 @@ class TrafficEstimator:
         self.by_class = ClassLengths()
         self._rate = DecayingRate(rate_time_constant_s)
         self._slow_rate = DecayingRate(8 * rate_time_constant_s)
+        self._fast_rate = DecayingRate(rate_time_constant_s / 3)
         self._previous: EngineSnapshot | None = None
         self._first_token_offset = 0.0
         self._excess = -math.inf
@@ -202,8 +220,8 @@ class TrafficEstimator:
         step = replace(step, arrivals=step.arrivals + vanished)
         fade = math.exp(-step.dt_s / BURST_MEMORY_S)
         self._recent_tokens = self._recent_tokens * fade + step.prompt_tokens
-        self._rate.observe(step.arrivals, step.dt_s)
-        self._slow_rate.observe(step.arrivals, step.dt_s)
+        for rate in (self._fast_rate, self._rate, self._slow_rate):
+            rate.observe(step.arrivals, step.dt_s)
         self._learn(
             *finished
             or (
@@ -259,10 +277,11 @@ class TrafficEstimator:
         unstarted = self._unstarted(snapshot)
         cached = self._cached_ratio(snapshot)
         prompt_quantiles = _quantiles(self.prompts, PROMPT_LEVELS)
+        surge, recent_per_s = self._surge()
         return Traffic(
-            arrival_per_s=max(self._rate.per_s, self._slow_rate.per_s),
+            arrival_per_s=max(recent_per_s, self._slow_rate.per_s),
             arrival_upper_per_s=self._rate.upper_per_s(z),
-            recent_per_s=self._rate.per_s,
+            recent_per_s=recent_per_s,
             dispersion=max(self._rate.dispersion, 1.0),
             prompt_mean_tokens=self.prompts.mean_tokens * (1.0 - cached),
             prompt_sd_tokens=_spread(prompt_quantiles) * (1.0 - cached),
@@ -276,7 +295,15 @@ class TrafficEstimator:
             exposure_s=self._rate.exposure_s,
             finished=self._finished,
             lengths=self.by_class if self.by_class.finished >= LEAST_BY_CLASS else self.outputs,
+            surge=surge,
         )
+
+    def _surge(self) -> tuple[float, float]:
+        """Whether more come than chance makes of the usual traffic, and the rate of late."""
+        rate, low, high = self._rate.per_s, *SURGE_Z
+        z = max(each.above(self._slow_rate) for each in (self._fast_rate, self._rate))
+        surge = min(max((z - low) / (high - low), 0.0), 1.0)
+        return surge, rate + surge * max(self._fast_rate.likely_per_s(SURGE_ERRORS) - rate, 0.0)
 
     def _burst_tokens(self) -> float:
         """What requests now running were stalled by already, more than the rate lets expect."""

@@ -258,3 +258,10 @@ def test_without_requests_one_by_one_the_aggregates_decide() -> None:
     seen = replace(steady(), requests=())
     decision = choose(seen)
     assert decision.clock_mhz is not None and "expected" not in decision.reason
+
+
+def test_rising_traffic_raises_the_clock_whatever_was_saved_up() -> None:
+    """While more and more come no misses of quiet hours are spent: never a lower clock, here a higher one."""
+    late, quiet = steady(40, tbt_s=0.15), spent(0.0)
+    ranks = [rank(choose(late, replace(load(2.0), surge=surge), budget=quiet)) for surge in (0.0, 0.5, 1.0)]
+    assert ranks == sorted(ranks) and ranks[-1] > ranks[0]

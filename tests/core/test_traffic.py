@@ -7,6 +7,7 @@ from math import inf
 
 import numpy as np
 import pytest
+from blank_page import BLANK
 from hypothesis import given
 from hypothesis import strategies as st
 from worlds import card, shape
@@ -205,3 +206,32 @@ def test_the_upper_rate_lies_above_the_rate(events: list[tuple[int, float]]) -> 
 def test_before_anything_was_seen_the_rate_is_unbounded() -> None:
     """No exposure, no bound."""
     assert DecayingRate(15.0).upper_per_s(1.0) == float("inf")
+
+
+def surges(rates_per_s: list[float], seed: int, last: int) -> np.ndarray:
+    """Poisson arrivals, a rate for each half second: surge and recent rate after the `last` of them."""
+    rng = np.random.default_rng(seed)
+    learned, page, found = estimator(), BLANK, []
+    for i, rate in enumerate(rates_per_s):
+        page = replace(page, observed_s=0.5 * i, waiting=page.waiting + int(rng.poisson(rate * 0.5)))
+        learned.update(page)
+        if i >= len(rates_per_s) - last:
+            seen = learned.traffic()
+            assert seen is not None
+            found.append((seen.surge, seen.recent_per_s))
+    return np.array(found)
+
+
+def test_steady_traffic_hardly_ever_looks_like_a_surge() -> None:
+    """Chance alone is taken for a surge a few percent of the time, and seldom for a certain one."""
+    found = np.concatenate([surges([1.0] * 800, seed, 500) for seed in range(2)])
+    assert found[:, 0].mean() < 0.04 and (found[:, 0] == 1.0).mean() < 0.02
+    assert found[:, 1].mean() == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_three_times_the_traffic_is_a_surge_soon_and_not_for_ever(seed: int) -> None:
+    """It is sure within twenty seconds, with about the new rate; once that is the usual one it is none."""
+    soon = surges([0.7] * 300 + [2.1] * 40, seed, 20)
+    assert soon[:, 0].max() == 1.0 and soon[:, 1].max() > 1.6
+    assert surges([0.7] * 300 + [2.1] * 1200, seed, 200)[:, 0].mean() < 0.1
