@@ -1,18 +1,23 @@
-"""Options of a server for a load at its peak: size of the pool, of the batch, of a prompt's chunk. Pure."""
+"""Options of a server for a load at its peak: pool, batch, a prompt's chunk, and how many servers. Pure."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kvwatt.attribution import prices_of
 from kvwatt.energy_prior import StepEnergy
 from kvwatt.kv_budget import KvLoad, Reuse, in_flight, largest_batch
+from kvwatt.kv_pools import Holding, pools_wanted
+from kvwatt.state import EngineShape
 
 CHUNKS = (512, 1024, 2048, 4096, 8192, 16384)
 SEQS_STEP = 8
 MOST_DOUBLINGS = 16
+BLOCK, MOST_TOKENS = 16, 1e9
+POOL_SHARE = 0.9  # of the memory, for weights and pool: vLLM's default
 LEAST_GAIN = 0.01  # of prefill power, for a doubling of what is kept: less is not worth the memory
 
 
@@ -87,6 +92,39 @@ def _pool(load: KvLoad, reuse: Reuse, memory: Memory, seqs: int) -> Advice:
         f"prefixes{short}: {100 * hits:.0f} % of prompt tokens found"
     )
     return Advice("--gpu-memory-utilization", f"{share:.2f}", reason)
+
+
+def instances(
+    load: KvLoad,
+    reuse: Reuse,
+    step: StepEnergy,
+    clock_mhz: float,
+    limits_s: tuple[float | None, float | None],
+    memory: Memory | None,
+    most: int,
+    away_w: float,
+) -> Advice:
+    """How many of `most` servers need to hold a KV pool for the load of them all, at its mean and peak.
+
+    `limits_s`: TTFT's and TBT's; `away_w`: watts of a server's group while it holds none. Raises ValueError.
+    """
+    tokens = (POOL_SHARE * memory.total - memory.weights) / memory.kv_per_token if memory else math.inf
+    blocks = min(max(tokens, BLOCK), MOST_TOKENS) / BLOCK
+    shape = EngineShape(BLOCK, int(blocks) + 1, 4096, CHUNKS[2])
+    each = max(in_flight(load) / most, 1.0)
+    prices = prices_of(step, clock_mhz, each, each * load.context_tokens, float(CHUNKS[2]))
+    ready_w = float(step.idle_power_w(np.array([clock_mhz]))[0])
+    held = Holding(ready_w, away_w, clock_mhz, prices.prefill_token_j, prices.chunk_s / CHUNKS[2],
+                   ttft_limit_s=limits_s[0], tbt_limit_s=limits_s[1])  # fmt: skip
+    rates = (load.rate_per_s, load.rate_upper_per_s)
+    few, many = (
+        pools_wanted(replace(load, rate_per_s=rate, rate_upper_per_s=rate), shape, reuse, step, held, most)
+        for rate in rates
+    )
+    told = f"{few.count} at {rates[0]:.2f}/s, {many.count} at {rates[1]:.2f}/s"
+    short = "" if many.fits else "; even all of them are too few at peak"
+    reason = f"at the mean: {few.reason}; at peak: {many.reason}{short}"
+    return Advice("servers that hold a KV pool", told, reason)
 
 
 def _worth_keeping(reuse: Reuse, new_tokens_per_s: float, least_tokens: float) -> float:

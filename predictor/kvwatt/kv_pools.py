@@ -21,7 +21,12 @@ import numpy as np
 
 from kvwatt.energy_prior import StepEnergy
 from kvwatt.kv_budget import KvBudget, KvLoad, Reuse, in_flight, kv_budget
+from kvwatt.lattice import Floats
 from kvwatt.state import EngineShape
+
+ROUNDS = 20  # of the fixed point
+LEAST_LEFT = 0.02  # of the time, for decoding
+MOST_INSIDE, OVERLOADED_S = 4096.0, 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +66,36 @@ class Pools:
 def pools_wanted(
     load: KvLoad, shape: EngineShape, reuse: Reuse, step: StepEnergy, held: Holding, most: int
 ) -> Pools:
-    """The count for the load of the whole fleet. Raises ValueError for `most` < 1."""
+    """The count for the load of the whole fleet, whose `residence_s` is what it is at the present count; at
+    another the model tells. Raises ValueError for `most` < 1."""
     if most < 1:
         raise ValueError(f"most = {most}: at least 1 instance is accepted")
-    found = [_pools(count, load, shape, reuse, step, held, most) for count in range(1, most + 1)]
+    counts = np.arange(1.0, most + 1.0)
+    hits = np.zeros(most)
+    for _ in range(2):  # what is found depends on how long requests stay, and the reverse
+        stays = stays_s(load, counts, hits, step, held)
+        found = [
+            _pools(count, replace(load, residence_s=stay), shape, reuse, step, held, most)
+            for count, stay in enumerate(stays.tolist(), 1)
+        ]
+        hits = np.array([pools.budget.hit_ratio for pools in found])
     fitting = [pools for pools in found if pools.fits]
     return min(fitting, key=lambda pools: pools.watts) if fitting else found[-1]
+
+
+def stays_s(load: KvLoad, counts: Floats, hits: Floats, step: StepEnergy, held: Holding) -> Floats:
+    """Seconds in the batch with the rate divided by each of `counts`, (n,): the fixed point of requests in
+    flight and how long each stays (Little), `OVERLOADED_S` where there is none."""
+    rates = load.rate_upper_per_s / counts
+    service_s = load.prompt_tokens * (1.0 - hits) * held.prefill_token_s
+    left = 1.0 - rates * service_s
+    inside, stays, none = np.ones(len(counts)), np.zeros(len(counts)), np.zeros(len(counts))
+    clock = np.full(len(counts), held.clock_mhz)
+    for _ in range(ROUNDS):
+        decode_s = step.step_time_s(clock, inside, inside * max(load.context_tokens, 1.0), none)
+        stays = load.output_tokens * decode_s / np.maximum(left, LEAST_LEFT) + service_s
+        inside = np.clip(0.5 * inside + 0.5 * rates * stays, 1.0, MOST_INSIDE)
+    return np.where((left > LEAST_LEFT) & (inside < MOST_INSIDE), stays, OVERLOADED_S)
 
 
 def _pools(

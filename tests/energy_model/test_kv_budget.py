@@ -132,9 +132,12 @@ def test_the_command_advises_from_numbers_and_from_a_recording(tmp_path: Path) -
     path = tmp_path / "kvwatt-2026-01-01.jsonl"
     lines = (RequestLine("chat", 1e9 + 0.5 * n, 1000, 200, 0.2, 0.03, 6.0) for n in range(200))
     path.write_bytes(b"".join(encode(line) for line in lines))
-    recorded = _kvwatt("--model", folder, "--recording", str(path), "--tbt", "0.1")
+    recorded = _kvwatt(
+        *("--model", folder, "--recording", str(path), "--tbt", "0.1", "--servers", "4", "--away", "36")
+    )
     assert recorded.returncode == 0, recorded.stderr
-    assert "for 2.00 requests/s (peak 2.0" in recorded.stdout
+    assert "for each of 4 servers with 0.50 requests/s (peak 0.5" in recorded.stdout
+    assert "servers that hold a KV pool 1 at 2.00/s" in recorded.stdout
     refused = _kvwatt("--model", folder)
     assert refused.returncode == 2
     assert "--rate 0" in refused.stderr

@@ -47,26 +47,36 @@ def advise(
     memory: Annotated[float, typer.Option(min=0.0, help="Memory of a GPU, GB; 0: no advice on it.")] = 0.0,
     weights: Annotated[float, typer.Option(min=0.0, help="Weights and activations on a GPU, GB.")] = 0.0,
     kv_bytes: Annotated[float, typer.Option(min=0.0, help="Bytes of KV cache per token on a GPU.")] = 0.0,
+    servers: Annotated[int, typer.Option(min=1, help="Servers that share the load.")] = 1,
+    away: Annotated[
+        float, typer.Option(min=0.0, help="Watts of a server's GPUs while it is asleep or stopped.")
+    ] = 0.0,
+    ttft: Annotated[float, typer.Option(min=0.0, help="Promised time to first token, s; 0: none.")] = 0.0,
 ) -> None:
     """Say --max-num-seqs, --max-num-batched-tokens and --gpu-memory-utilization for a workload.
 
     Example: kvwatt advise --model /var/lib/kvwatt/model --rate 2 --prompt 1000 --output 200 --tbt 0.1
     """
     from kvwatt import artifact
-    from kvwatt.kv_advice import Memory, advise
+    from kvwatt.kv_advice import Memory, advise, instances
 
     try:
         step = artifact.load(model)
         clock_mhz = clock or step.manifest.clock_range_mhz[1]
         if recording is not None:
-            load = load_of(read_requests(recording))
+            load = shared_by(load_of(read_requests(recording)), 1.0 / servers)
         else:
-            load = given(step, clock_mhz, (rate, peak or 2.0 * rate), (prompt, output), largest)
+            rates = (rate / servers, (peak or 2.0 * rate) / servers)
+            load = given(step, clock_mhz, rates, (prompt, output), largest)
         sizes = Memory(memory * GB, weights * GB, kv_bytes) if _memory(memory, weights, kv_bytes) else None
-        found = advise(load, _reuse(shared, returns_after), step, clock_mhz, tbt or None, sizes)
+        reuse = _reuse(shared, returns_after)
+        found = advise(load, reuse, step, clock_mhz, tbt or None, sizes)
+        if servers > 1:
+            whole, limits_s = shared_by(load, servers), (ttft or None, tbt or None)
+            found.append(instances(whole, reuse, step, clock_mhz, limits_s, sizes, servers, away))
     except (artifact.ArtifactError, ValueError, OSError) as error:
         refuse("advise", error, "give a trained model and a recording, or --rate, --prompt and --output")
-    typer.echo(text_of(found, load, clock_mhz))
+    typer.echo(text_of(found, load, clock_mhz, servers))
 
 
 def _memory(memory: float, weights: float, kv_bytes: float) -> bool:
@@ -129,6 +139,14 @@ def load_of(requests: Sequence[RequestLine]) -> KvLoad:
     )
 
 
+def shared_by(load: KvLoad, factor: float) -> KvLoad:
+    """The same requests at so many times the rate."""
+    from dataclasses import replace
+
+    rates = (load.rate_per_s * factor, load.rate_upper_per_s * factor)
+    return replace(load, rate_per_s=rates[0], rate_upper_per_s=rates[1])
+
+
 def given(
     step: StepModel,
     clock_mhz: float,
@@ -160,10 +178,11 @@ def given(
     )
 
 
-def text_of(found: Sequence[Advice], load: KvLoad, clock_mhz: float) -> str:
+def text_of(found: Sequence[Advice], load: KvLoad, clock_mhz: float, servers: int = 1) -> str:
     """Options and reasons, one under the other."""
     rates = f"{load.rate_per_s:.2f} requests/s (peak {load.rate_upper_per_s:.2f})"
     tokens = f"{load.prompt_tokens:.0f} tokens in, {load.output_tokens:.0f} out"
-    head = f"for {rates}, {tokens}, {load.residence_s:.1f} s each, at {clock_mhz:.0f} MHz:"
+    which = f"for each of {servers} servers with" if servers > 1 else "for"
+    head = f"{which} {rates}, {tokens}, {load.residence_s:.1f} s each, at {clock_mhz:.0f} MHz:"
     rows = [f"  {item.option} {item.value}\n      {item.reason}" for item in found]
     return "\n".join([head, *rows])
