@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
-from kvwatt.attainment import Tally
 from kvwatt.policy import NO_BUDGET, Applied, Budget, PolicyParams, decide
-from kvwatt.state import Binding, Decision, EngineShape, EngineSnapshot, GpuSample, Metric, Slo
+from kvwatt.state import Binding, Decision, EngineShape, EngineSnapshot, GpuSample, Slo
 from kvwattd.config import InstanceConfig, Mode
 from kvwattd.durations import Durations
 from kvwattd.energy_account import EnergyAccount
@@ -27,6 +26,7 @@ from kvwattd.promises import Promises
 from kvwattd.regime import DECIDES, Facts, Regime, Standing, advance
 from kvwattd.savings import Savings
 from kvwattd.shadow.account import Shadow
+from kvwattd.shadow.following import follow
 from kvwattd.telemetry.energy_counter import EnergyReading, new_doubts
 from kvwattd.telemetry.gpu import GpuInfo
 
@@ -140,26 +140,16 @@ class InstanceRuntime:
         forecast = (self.last.chosen or self.last.at_default) if self.last is not None else None
         self.latencies.on_page(page, forecast, self.slo)
         self.promises.on_page(page, self.slo, self.observation.judged)
-        budget = self._spent(page)
+        in_shadow = self.regime is Regime.SHADOW
+        budget = follow(self, page) if in_shadow else self.promises.budget(page.observed_s, self.slo)
         self._budget, self._cautious = Budget(budget), self.latencies.cautious(self.slo, budget)
         attribute(self.account, self.observation, self.samples, self.model.compiled)
         if self.savings.due(page.observed_s):
             self._judge_savings(page.observed_s)
 
-    def _spent(self, page: EngineSnapshot) -> Mapping[Metric, Tally]:
-        """How the promises were kept over the operator's window; in shadow mode, how they would have been."""
-        if self.regime is not Regime.SHADOW:
-            return self.promises.budget(page.observed_s, self.slo)
-        seen, compiled = self.observation, self.model.compiled
-        paced = seen.check.paced(compiled) if compiled is not None else None
-        model = (paced, self.shape(), seen.traffic(self.slo))
-        self.shadow.on_page(page, self.slo, seen.judged, seen.state(), model, self.applied.clock_mhz)
-        return self.shadow.budget(page.observed_s, self.slo, self.promises.window_s)
-
     def _judge_savings(self, now_s: float) -> None:
-        traffic = self.observation.traffic(self.slo)
-        compiled, reaction_s = self.model.compiled, self.params.reaction_s
-        self.savings.judge(now_s, compiled, self.shape(), self.slo, traffic, reaction_s)
+        traffic, compiled = self.observation.traffic(self.slo), self.model.compiled
+        self.savings.judge(now_s, compiled, self.shape(), self.slo, traffic, self.params.reaction_s)
         self.shadow.savings.like(self.savings)
 
     def on_energy(self, accounts: Mapping[str, EnergyReading]) -> None:
