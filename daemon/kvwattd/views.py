@@ -35,6 +35,7 @@ from kvwattd.guard_link import GuardLink
 from kvwattd.instance import InstanceRuntime, Recorded
 from kvwattd.model_versions import SHIPPED, Version
 from kvwattd.observation import Observation
+from kvwattd.scheduler_link.view import scheduler_view
 from kvwattd.shadow.view import shadow_view
 from kvwattd.telemetry.energy_counter import EnergyReading
 from kvwattd.views_energy import attribution_view
@@ -64,7 +65,7 @@ def instance_view(
         regime_reason=run.standing.reason,
         mode=mode,
         clock_target_mhz=run.confirmed_mhz,
-        clocks=clock_range_view(run.gpus, permitted_mhz),
+        clocks=clock_range_view([info.supported_mhz for info in run.gpus], permitted_mhz),
         clock_changes_total=run.clock_changes,
         gpus=gpus,
         power_w=sum(known_w) if known_w else None,
@@ -222,6 +223,7 @@ def tap_view(seen: Observation, now_s: float) -> TapView:
         period_s=tap.period_s,
         progress=progress_view(seen),
         length_drift_ratio=drift.distance / drift.threshold,
+        scheduler=scheduler_view(tap, now_s),
     )
 
 

@@ -11,15 +11,16 @@ from kvwatt.projection import FloatArray, Projection, project
 from kvwatt.state import EngineShape, Histogram
 from kvwattd.api.schemas import ClockRangeView, TrajectoryView
 from kvwattd.instance import InstanceRuntime
-from kvwattd.telemetry.gpu import GpuInfo
 
 Z, LEVEL = 1.64, 0.90  # one-sided 95 %, so that 5 % are above and 5 % below
 PER_DOUBLING = 2  # points of the course: about a dozen for five seconds
 
 
-def clock_range_view(gpus: Sequence[GpuInfo], permitted_mhz: Sequence[int]) -> ClockRangeView | None:
-    """The range that all GPUs support; None where there is no clock that all of them have."""
-    common = set.intersection(*(set(info.supported_mhz) for info in gpus)) if gpus else set()
+def clock_range_view(
+    supported_mhz: Sequence[Sequence[int]], permitted_mhz: Sequence[int]
+) -> ClockRangeView | None:
+    """The range that all GPUs support, from what each does; None where they have no clock in common."""
+    common = set.intersection(*(set(clocks) for clocks in supported_mhz)) if supported_mhz else set()
     if not common:
         return None
     return ClockRangeView(
@@ -60,10 +61,11 @@ def trajectory_view(
     if state is None or traffic is None or shape is None or not step_s:
         return None
     course = project(state, traffic, shape, step_s, run.params.horizon_s, Z, per_doubling=PER_DOUBLING)
-    return _view(course, shape, unix(state.observed_s))
+    return course_view(course, shape, unix(state.observed_s))
 
 
-def _view(course: Projection, shape: EngineShape, observed_unix_s: float) -> TrajectoryView:
+def course_view(course: Projection, shape: EngineShape, observed_unix_s: float) -> TrajectoryView:
+    """As REST shows it; lists are rounded to what can be told apart on a screen."""
     room = float(shape.kv_capacity_tokens)
     kv, kv_high = course.kv_mean_tokens / room, course.kv_upper_tokens / room
     return TrajectoryView(

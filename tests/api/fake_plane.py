@@ -41,6 +41,7 @@ from kvwattd.api.schemas import (
     TelemetryView,
     TrajectoryView,
 )
+from kvwattd.api.schemas.shadow import ShadowView, WouldKeepView
 from kvwattd.config import Mode
 from kvwattd.instances.http_sd import Listed
 from kvwattd.regime import Regime
@@ -268,6 +269,18 @@ def instance_view(mode: Mode, slo: SloView, override: OverrideView | None) -> In
         model=ModelView(state="ready", version=2, refit=REFIT),
         savings=SavingsView(baseline_j=2000, actual_j=1234.5, saved_j=765.5, saved_ratio=0.38),
         override=override,
+        shadow=ShadowView(
+            clock_mhz=900,
+            baseline_j=2000.0,
+            would_j=1240.0,
+            saved_j=760.0,
+            saved_ratio=0.38,
+            low_ratio=0.35,
+            high_ratio=0.41,
+            attainment={Metric.TBT: WouldKeepView(met=98, total=100, ratio=0.98)},
+        )
+        if mode is Mode.SHADOW
+        else None,
         decisions_total={Binding.TBT: 20, Binding.ENERGY: 100},
         last_decision=decision_view(),
     )

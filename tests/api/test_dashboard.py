@@ -86,6 +86,9 @@ async def test_it_is_live_and_complains_of_nothing(looked: Looked, plane: FakePl
     assert await page.locator("#regime").inner_text() == plane.instances()[0].regime
     assert "FAILSAFE" in await page.locator("#alarms").inner_text()  # the other instance
     assert "nothing is written" in await page.locator("#banner").inner_text()
+    assert "35.0 % to 41.0 %" in await page.locator("#tiles").inner_text()
+    assert "would ask for 900 MHz" in await page.locator("#why").inner_text()
+    assert "98.00 % of 100, an estimate" in await page.locator("#promises").inner_text()
     plane.mode_view = plane.mode_view.model_copy(update={"mode": Mode.OFF})
     await expect(page.get_by_label("mode", exact=True)).to_have_value("off")
     await expect(page.locator("#banner")).to_contain_text("Off.")

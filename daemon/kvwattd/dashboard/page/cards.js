@@ -52,14 +52,23 @@ export function tiles(status) {
 }
 
 function saving(status, saved, base) {
+  if (status.mode === "shadow") return wouldSave(status.instances.map((one) => one.shadow).filter((one) => one?.baseline_j > 0));
   const measured = status.ledger.measured;
-  const name = status.mode === "active" ? "energy saved" : "would have saved";
   if (measured.length && measured.every((one) => one.baseline_j > 0)) {
     const add = (key) => measured.reduce((total, one) => total + one[key], 0);
     const [mid, low, high, all] = ["saved_j", "low_j", "high_j", "baseline_j"].map(add);
-    return tile(`${name}, measured`, percent(mid / all), `${percent(low / all)} to ${percent(high / all)} (${percent(measured[0].level, 0)} interval)`);
+    return tile("energy saved, measured", percent(mid / all), `${percent(low / all)} to ${percent(high / all)} (${percent(measured[0].level, 0)} interval)`);
   }
-  return tile(name, base > 0 ? percent(saved / base) : "–", base > 0 ? `${energy(saved)}, estimate against driver default` : "no estimate yet");
+  return tile("energy saved", base > 0 ? percent(saved / base) : "–", base > 0 ? `${energy(saved)}, estimate against driver default` : "no estimate yet");
+}
+
+function wouldSave(told) {
+  if (!told.length) return tile("would have saved", "–", "no estimate yet");
+  const base = told.reduce((total, one) => total + one.baseline_j, 0);
+  const share = (key) => told.reduce((total, one) => total + (one[key] ?? 0) * one.baseline_j, 0) / base;
+  const sure = told.every((one) => one.low_ratio !== null && one.high_ratio !== null);
+  const between = sure ? `${percent(share("low_ratio"))} to ${percent(share("high_ratio"))}, ` : "";
+  return tile("would have saved", percent(share("saved_ratio")), `${between}an estimate; nothing is set`);
 }
 
 function least(all) {
@@ -92,8 +101,8 @@ export function tabs(all, one, choose) {
 export function now(one) {
   const d = one.last_decision;
   if (!d || !["active", "shadow"].includes(one.regime)) return [el("span", one.regime_reason)];
-  const verb = one.regime === "shadow" ? "would ask for " : "asks for ";
-  return [verb, el("b", mhz(d.clock_mhz)), `: ${sentence(d, one.slo)}`];
+  const [verb, clock] = one.shadow ? ["would ask for ", one.shadow.clock_mhz] : ["asks for ", d.clock_mhz];
+  return [verb, el("b", mhz(clock)), `: ${sentence(d, one.slo)}`];
 }
 
 export function decision(d, slo) {

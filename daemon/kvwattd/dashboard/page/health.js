@@ -52,7 +52,7 @@ function telemetry(t) {
 function counters(gpus) {
   const kept = gpus.map((gpu) => gpu.energy).filter(Boolean);
   if (!kept.length) return ["", "not read yet"];
-  if (kept.some((e) => e.disagrees)) return ["bad", "counter and power differ by more than a tenth: savings are not proven meanwhile"];
+  if (kept.some((e) => e.disagrees)) return ["warn", "counter and power differ by more than a tenth: savings are not proven meanwhile"];
   const estimated = kept.reduce((sum, e) => sum + e.estimated_j, 0);
   return [estimated > 0 ? "warn" : "good", estimated > 0 ? `${Math.round(estimated)} J of it had to be estimated` : "agrees with power"];
 }

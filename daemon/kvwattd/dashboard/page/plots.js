@@ -22,7 +22,7 @@ export function remember(frame) {
 
 function point(unix_s, one, course) {
   const actual = one.gpus.map((gpu) => gpu.clock_actual_mhz).filter((mhz) => mhz !== null);
-  const decided = one.regime === "shadow" ? one.last_decision?.clock_mhz : one.clock_target_mhz;
+  const decided = one.shadow ? one.shadow.clock_mhz : one.clock_target_mhz;
   return {
     unix_s,
     target: decided ?? null,
@@ -79,9 +79,10 @@ export function draw(one) {
 const date = (unix_s) => new Date(1000 * unix_s);
 
 function lines(plot, kept, one, colour) {
-  return plot.lines.map(([key, name, dash], n) => ({
+  const seen = ([key], n) => n === 0 || kept.some((p) => p[key] !== null);
+  return plot.lines.filter(seen).map(([key, name, dash], n) => ({
     x: kept.map((p) => date(p.unix_s)), y: kept.map((p) => p[key]),
-    name: key === "target" && one.regime === "shadow" ? "would ask for" : name,
+    name: key === "target" && one.shadow ? "would ask for" : name,
     type: "scatter", mode: "lines", hovertemplate: plot.percent ? "%{y:.1%}" : "%{y:.4~g}",
     line: { dash: dash ?? "solid", width: 2, color: colour(`line${n + 1}`), shape: key === "target" ? "hv" : "linear" },
   }));
@@ -113,7 +114,7 @@ function layout(plot, kept, one, colour) {
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, hoverlabel: { bgcolor: colour("card"), font: { color: colour("text") } },
     xaxis: { ...axis, range: [date(Math.max(now_s - span_s, Math.min(kept[0]?.unix_s ?? now_s, now_s - LEAST_S))), date(now_s + ahead_s)], tickformat: "%H:%M:%S", nticks: 5 },
     yaxis: { ...axis, ...(plot.range && one.clocks ? { range: [0, 1.06 * one.clocks.supported_max_mhz] } : { rangemode: "tozero" }),
-      title: { text: plot.unit, standoff: 4 }, tickformat: plot.percent ? ".0%" : undefined },
+      title: { text: plot.unit, standoff: 4 }, tickformat: plot.percent ? ".2~%" : undefined },
     shapes: plot.range ? limits(one, colour) : [],
   };
 }

@@ -29,7 +29,7 @@ function kinds(view) {
 const STATES = { ready: "good", starting: "warn", draining: "warn", failed: "bad" };
 
 function members(view) {
-  const table = el("table", "", "", row("th", "instance", "status", "for", "running", "waiting", "KV", "why"));
+  const table = el("table", "", "told", row("th", "instance", "status", "for", "running", "waiting", "KV", "why"));
   for (const m of view.members) {
     const line = row("td", m.name, m.status, lasting(m.status_s), m.running, m.waiting, percent(m.kv_usage, 0), m.reason);
     line.children[1].className = STATES[m.status] ?? "quiet";

@@ -5,10 +5,11 @@ import { MEANINGS, METRICS, count, el, lasting, limit, percent, seconds } from "
 
 export function promises(one) {
   const made = Object.keys(MEANINGS).filter((metric) => one.slo[metric]);
-  return made.map((metric) => promise(metric, one.slo[metric], one.attainment[metric], one.last_decision?.chosen?.[`${metric}_s`]));
+  return made.map((metric) => promise(metric, one, one.last_decision?.chosen?.[`${metric}_s`]));
 }
 
-function promise(metric, target, a, ahead) {
+function promise(metric, one, ahead) {
+  const [target, a, would] = [one.slo[metric], one.attainment[metric], one.shadow?.attainment[metric]];
   const card = el("div", "", "promise", el("h3", "", "", el("b", METRICS[metric]), ` ${limit(target.limit_s)} for ${Number((100 * target.quantile).toPrecision(6))} %`));
   card.title = MEANINGS[metric];
   card.append(meter("expected now", ahead ?? null, target.limit_s, seconds(ahead), "at the chosen clock, as the decision sees it"));
@@ -17,6 +18,7 @@ function promise(metric, target, a, ahead) {
   const left = a.window_permitted - a.window_missed;
   card.append(
     fact("kept", percent(a.ratio, 2), `of ${count(a.total)} requests`, a.ratio === null ? "" : a.ratio >= a.quantile ? "good" : "bad"),
+    ...(would ? [fact("would have kept", percent(would.ratio, 2), `of ${count(would.total)}, an estimate`, would.ratio === null ? "" : would.ratio >= target.quantile ? "good" : "bad")] : []),
     fact("misses left", left.toFixed(1), `of ${a.window_permitted.toFixed(1)} in ${lasting(a.window_s)}`, left >= 0 ? "good" : "bad"),
     bar(a.window_permitted > 0 ? left / a.window_permitted : 0, left >= 0 ? "good" : "bad"),
   );
