@@ -127,6 +127,8 @@ def test_command_whose_code_is_missing_is_told(tmp_path: Path) -> None:
         (("status", "--url", "http://127.0.0.1:9"), 3),
         (("mode", "active", "--url", "unix:{folder}/missing.sock"), 3),
         (("slo", "--token-file", "{folder}/missing"), 2),
+        (("status", "--url", "nowhere"), 2),
+        (("status", "--ca", "{folder}/missing"), 2),
         (("top", "--url", "http://127.0.0.1:9"), 2),
         (("predict", "--model", "{folder}", "--points", "{folder}/missing.csv"), 2),
         (("train", "--profile", "{folder}/missing.csv", "-o", "{folder}/model"), 2),

@@ -90,7 +90,10 @@ class Client:
         try:
             with self._opened() as client:
                 answer = client.request(method, path, **sent)  # type: ignore[arg-type]  # json or nothing
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            step = "http://HOST:PORT, https://HOST:PORT or unix:PATH (--url, or KVWATT_URL)"
+            self.refuse(f"--url {self.url}: {error}", step, exits.USAGE)
+        except (httpx.HTTPError, OSError, ValueError) as error:
             self.refuse(
                 f"{self.url}: {error}",
                 "see that `kvwatt run` is running (systemctl status kvwatt), and at this address (--url)",
@@ -117,7 +120,7 @@ class Client:
         self.refuse(told, _step(answer, self.command), exits.USAGE if usage else exits.FAILED)
 
     def _opened(self) -> httpx.Client:
-        """Raises OSError where the certificate or the token cannot be read."""
+        """A certificate or a token that cannot be read ends the command."""
         import ssl
 
         import httpx
@@ -128,7 +131,11 @@ class Client:
             transport = httpx.HTTPTransport(uds=self.url.removeprefix("unix:"))
             base, more = "http://localhost", {"transport": transport}
             return httpx.Client(base_url=base, headers=headers, timeout=DEADLINE_S, **more)  # type: ignore[arg-type]
-        trusted = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+        try:
+            trusted = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+        except OSError as error:
+            told = f"--ca {self.ca}: {error.strerror or error}"
+            self.refuse(told, "the daemon's certificate, or its issuer's, in PEM", exits.USAGE)
         return httpx.Client(
             base_url=self.url.rstrip("/"),
             headers=headers,
