@@ -63,3 +63,10 @@ def test_every_panel_says_what_it_shows() -> None:
         panel["title"] and panel["targets"] and panel["fieldConfig"]["defaults"]["unit"] for panel in panels
     )
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+def test_every_alert_is_in_the_text() -> None:
+    """docs/prometheus.md names each of them and no other."""
+    alerts = set(re.findall(r"- alert: (\w+)", (FOLDER / RULES[1]).read_text(encoding="utf-8")))
+    text = (REPOSITORY / "docs" / "prometheus.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\bKvwatt\w+", text)) == alerts
