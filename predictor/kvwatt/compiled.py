@@ -72,11 +72,12 @@ class CompiledModel:
         if corners is None:
             rows = np.full((2, len(prefills)), ((decode_batch,), (kv_tokens,)))
             return CompiledModel.step_and_power(self, rows[0], rows[1], np.array(prefills))
-        return shares @ self.step_s.take(corners, axis=0), shares @ self.busy_w.take(corners, axis=0)
+        step_s, busy_w = (shares @ table.take(corners, axis=0) for table in (self.step_s, self.busy_w))
+        return step_s.astype(np.float64), busy_w.astype(np.float64)
 
     def _corners(
         self, batch: float, kv: float, prefills: tuple[float, ...]
-    ) -> tuple[npt.NDArray[np.intp] | None, Floats]:
+    ) -> tuple[npt.NDArray[np.intp] | None, Table]:
         """Rows of the tables around these loads, and of which each load is which share: (prefills, rows).
 
         None beyond the grid, or for a load that is no number."""
@@ -85,7 +86,7 @@ class CompiledModel:
         j, v = _cell(contexts, kv / batch if batch > 0.0 else 0.0)
         found = [_cell(chunks, prefill) for prefill in prefills]
         if not all(0.0 <= w <= 1.0 for w in (u, v, *(w for _, w in found))):
-            return None, np.empty(0)
+            return None, np.empty(0, dtype=np.float32)
         first, second = len(contexts) * len(chunks), len(chunks)
         base = i * first + j * second
         planes = (
@@ -96,7 +97,7 @@ class CompiledModel:
         )
         corners = [base + plane + k + way for plane, _ in planes for k, _ in found for way in (0, 1)]
         width = 2 * len(found)
-        shares = np.zeros((len(found), len(planes) * width))
+        shares = np.zeros((len(found), len(planes) * width), dtype=np.float32)
         for row, (_, w) in enumerate(found):
             for at, (_, part) in enumerate(planes):
                 column = at * width + 2 * row

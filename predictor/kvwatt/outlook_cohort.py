@@ -71,10 +71,9 @@ def cohort(
     queued = (computed < prompt).nonzero()[0]
     ahead, behind = np.zeros((2, len(prompt)))
     length = prompt + produced
-    flow = weight[queued] * (length[queued] - computed[queued])
     queue, decodes, decoding = 0.0, weight[:listed], inside
     if len(queued):
-        through = flow.cumsum()
+        through = (weight[queued] * (length[queued] - computed[queued])).cumsum()
         queue = float(through[-1])
         ahead[queued] = through
         behind[:listed] = queue
@@ -95,7 +94,7 @@ def cohort(
         started=started,
         ahead_tokens=ahead,
         behind_tokens=behind,
-        kv_wait_tokens=_kv_wait(computed, queued, flow, columns[PROMPT], free_tokens, queue),
+        kv_wait_tokens=_kv_wait(computed, queued, ahead, columns[PROMPT], free_tokens, queue),
         decoding=decoding,
         kv_each_tokens=(held + SHRINK_REQUESTS * usual) / (decoding + SHRINK_REQUESTS),
         inside=inside + traffic.arrival_per_s * COMING_S,
@@ -140,7 +139,7 @@ def _columns(now_s: float, state: EngineState) -> tuple[FloatArray, float]:
     table = np.empty((8, count + len(COMING_LEVELS)))
     table[:, :count] = rows.reshape(-1, 8).T
     limit, weight = table[LIMIT, :count], table[WEIGHT, :count]
-    limit[limit != limit] = np.inf
+    np.fmin(limit, np.inf, out=limit)
     if each > 1.0:
         weight[table[COMPUTED, :count] >= table[PROMPT, :count]] *= each
     known, inside = float(weight.sum()), float(state.running + state.waiting)
@@ -153,7 +152,7 @@ def _columns(now_s: float, state: EngineState) -> tuple[FloatArray, float]:
 def _kv_wait(
     computed: FloatArray,
     queued: npt.NDArray[np.intp],
-    flow: FloatArray,
+    through: FloatArray,
     prompts: FloatArray,
     free_tokens: float,
     queue: float,
@@ -161,6 +160,7 @@ def _kv_wait(
     """KV cache that must become free before each is admitted: those before it come first."""
     if queue + prompts[-1] <= free_tokens:
         return None
+    flow = np.diff(through[queued], prepend=0.0)
     asked = np.where(computed[queued] <= 0.0, flow, 0.0)
     wait = np.zeros(len(computed))
     wait[queued] = np.where(asked > 0.0, np.maximum(asked.cumsum() - free_tokens, 0.0), 0.0)

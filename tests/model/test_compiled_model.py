@@ -53,7 +53,7 @@ def test_one_batch_with_several_chunks_is_read_like_loads_by_themselves(
             compiled.step_and_power(*loads),
             strict=True,
         ):
-            assert np.allclose(one, other, rtol=1e-9)
+            assert np.allclose(one, other, rtol=2e-6)
 
 
 def test_table_is_monotone_in_the_clock_inside_and_outside_its_grid(compiled: CompiledModel) -> None:
