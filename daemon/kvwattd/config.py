@@ -37,6 +37,7 @@ from kvwattd.config_values import (
 )
 from kvwattd.ledger.config import HoldoutConfig, LedgerConfig
 from kvwattd.money import CostConfig
+from kvwattd.scheduler_link.config import SchedulerConfig
 
 __all__ = [
     "ApiConfig",
@@ -189,6 +190,7 @@ class Config(BaseSettings):
     guard: GuardConfig = GuardConfig()
     model: ModelConfig = ModelConfig()
     tap: TapConfig = TapConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
     record: RecordConfig = RecordConfig()
     ledger: LedgerConfig = LedgerConfig()
     holdout: HoldoutConfig = HoldoutConfig()

@@ -38,11 +38,12 @@ from kvwattd.observation import Observation
 from kvwattd.polling import Polling
 from kvwattd.recording.day import Recording
 from kvwattd.refits import Refits
+from kvwattd.scheduler_link.writer import SchedulerLink
 from kvwattd.sdnotify import notify
 from kvwattd.settings import SettingsFile
 from kvwattd.tap_routing import addressee
 from kvwattd.telemetry.tap import TapReceiver
-from kvwattd.vllm_plugin.wire import Record
+from kvwattd.vllm_plugin.wire import Record, SchedulerRecord
 
 if TYPE_CHECKING:
     from kvwattd.pool.task import Pool
@@ -89,7 +90,9 @@ class Daemon:
         self.polling = Polling(now, self.learners, energy, self.samples, self.recording, self.ledger)
         self.gpus = Gpus(self.runs, self.recording, self.ledger, energy, self.guard_child)
         self.pool = self._pool() if config.pool.enabled else None
-        self.tap = TapReceiver(config.tap.socket, self._on_record) if config.tap.socket else None
+        socket = config.tap.socket
+        self.tap = TapReceiver(socket, self._on_record, self._on_scheduler) if socket else None
+        self.schedulers = SchedulerLink(config.scheduler, lambda: self.runs.values(), now, lambda: self.mode)
 
     def _pool(self) -> Pool | None:
         # Imported only here: backends and planner take a fifth of a second of a start without a pool.
@@ -140,6 +143,8 @@ class Daemon:
         ]
         if self.tap is not None:
             jobs.append(self._tap(self.tap))
+        if self.config.scheduler.file is not None:
+            jobs.append(self.schedulers.run())
         if self.guard_child is not None:
             jobs.append(self.guard_child.run())
         if self.pool is not None:
@@ -260,6 +265,9 @@ class Daemon:
 
     def _on_record(self, record: Record) -> None:
         addressee(record, self.runs.values()).observation.tap.on_record(record, self.now())
+
+    def _on_scheduler(self, record: SchedulerRecord) -> None:
+        addressee(record, self.runs.values()).observation.tap.on_scheduler(record, self.now())
 
     async def _models(self) -> None:
         while True:

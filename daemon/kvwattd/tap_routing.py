@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from kvwattd.instance import InstanceRuntime
 from kvwattd.telemetry.tap import TapError
-from kvwattd.vllm_plugin.wire import INSTANCE_ENV, Record
+from kvwattd.vllm_plugin.wire import INSTANCE_ENV, Record, SchedulerRecord
 
 
-def addressee(record: Record, runs: Iterable[InstanceRuntime]) -> InstanceRuntime:
+def addressee(record: Record | SchedulerRecord, runs: Iterable[InstanceRuntime]) -> InstanceRuntime:
     """The one instance the record can be of. Raises TapError where there is none, or more than one."""
     found = [run for run in runs if _may_be_of(record, run)]
     if len(found) == 1:
@@ -21,7 +21,7 @@ def addressee(record: Record, runs: Iterable[InstanceRuntime]) -> InstanceRuntim
     raise TapError("ambiguous", f"{sender} fits {names}; give the server its name in {INSTANCE_ENV}")
 
 
-def _may_be_of(record: Record, run: InstanceRuntime) -> bool:
+def _may_be_of(record: Record | SchedulerRecord, run: InstanceRuntime) -> bool:
     page = run.observation.snapshot
     engine = run.config.engine or (page.engine if page else None)
     if engine is not None and engine != str(record.engine):

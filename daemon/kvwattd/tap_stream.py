@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from kvwatt.state import EngineSnapshot, Histogram
 from kvwattd.tap_progress import TapProgress
-from kvwattd.vllm_plugin.wire import Finished, Record
+from kvwattd.vllm_plugin.wire import Finished, Record, SchedulerRecord
 
 COMPARED_OVER_S = 5.0
 MIN_TOKENS = 100.0  # fewer say more about when the page was taken than about the tap
@@ -77,6 +77,8 @@ class TapStream:
         self.step_s: float | None = None
         self.records = 0
         self.lost = 0
+        self.scheduler: SchedulerRecord | None = None  # newest of kvwatt's scheduler, where vLLM runs it
+        self.scheduler_s = 0.0
 
     def on_record(self, record: Record, received_s: float) -> None:
         """A record for this instance."""
@@ -102,6 +104,10 @@ class TapStream:
             self._first_tokens_s.extend(record.first_tokens_s)
         for group in record.started:
             self._first_tokens_s.extend(group.ttft_s)
+
+    def on_scheduler(self, record: SchedulerRecord, received_s: float) -> None:
+        """What kvwatt's scheduler inside this engine did."""
+        self.scheduler, self.scheduler_s = record, received_s
 
     def _pace(self, before_s: float | None, now_s: float) -> None:
         """A busy engine steps without pause, so the time between two records is a step's."""

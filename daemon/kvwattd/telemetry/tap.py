@@ -20,17 +20,21 @@ from typing import Final
 
 import msgspec
 
-from kvwattd.vllm_plugin.wire import MAX_BYTES, VERSION, Record
+from kvwattd.vllm_plugin.wire import MAX_BYTES, SCHEDULER_VERSION, VERSION, Record, SchedulerRecord
 
 log = logging.getLogger(__name__)
 
 SOCKET_MODE: Final = 0o660
 LONGEST_S: Final = 86_400.0
 MOST_TOKENS: Final = 1 << 32
+ARRAY16: Final = b"\xdc"  # msgpack's header of 16 and more elements, whose number is two bytes
+SCHEDULERS: Final = bytes([SCHEDULER_VERSION])
+MOST_REASONS: Final = 16
 MOST_SECONDS: Final = float(1 << 40)  # of a wall clock
 # Bad UTF-8, deep nesting and keys that cannot be hashed are no DecodeError.
 UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError, TypeError)
 _RECORD: Final = msgspec.msgpack.Decoder(Record)
+_SCHEDULER: Final = msgspec.msgpack.Decoder(SchedulerRecord)
 _ANYTHING: Final = msgspec.msgpack.Decoder()
 
 
@@ -46,10 +50,12 @@ class TapError(Exception):
         self.detail = detail
 
 
-def parse(datagram: bytes) -> Record:
-    """The record in a datagram. Raises TapError."""
+def parse(datagram: bytes) -> Record | SchedulerRecord:
+    """The record in a datagram: of a step, or of the scheduler. Raises TapError."""
     if len(datagram) > MAX_BYTES:
         raise TapError("too_large", f"{len(datagram)} bytes; at most {MAX_BYTES} are accepted")
+    if datagram[:1] == ARRAY16 and datagram[3:4] == SCHEDULERS:
+        return _scheduler(datagram)
     try:
         record = _RECORD.decode(datagram)
     except UNREADABLE as error:
@@ -57,6 +63,22 @@ def parse(datagram: bytes) -> Record:
     if record.version != VERSION:
         raise _other_version(record.version)
     _check_values(record)
+    return record
+
+
+def _scheduler(datagram: bytes) -> SchedulerRecord:
+    try:
+        record = _SCHEDULER.decode(datagram)
+    except UNREADABLE as error:
+        raise _not_a_record(datagram, error) from error
+    for name in ("steps", "cap_tokens", "horizon_steps", "held", "held_total", "avoided_total"):
+        _within(name, getattr(record, name), inf if name == "steps" else MOST_TOKENS)
+    for name in ("faults_total", "message_errors", "sent_s", "engine", "sender"):
+        _within(name, getattr(record, name), inf if name == "sent_s" else MOST_TOKENS)
+    if len(record.held_steps) > MOST_REASONS:
+        raise TapError("value", f"held_steps has {len(record.held_steps)} reasons; at most {MOST_REASONS}")
+    for reason, steps in record.held_steps.items():
+        _within(f"held_steps[{reason[:20]!r}]", steps, inf)
     return record
 
 
@@ -108,10 +130,16 @@ def _within(name: str, value: float | None, most: float) -> None:
 
 
 class TapReceiver(asyncio.DatagramProtocol):
-    """`deliver` gets each record that is in order; it may raise TapError too."""
+    """`deliver` gets each record that is in order, `scheduler` a scheduler's; both may raise TapError."""
 
-    def __init__(self, path: Path, deliver: Callable[[Record], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        deliver: Callable[[Record], None],
+        scheduler: Callable[[SchedulerRecord], None] = lambda _: None,
+    ) -> None:
         self._path = path
+        self._scheduler = scheduler
         self._deliver = deliver
         self._transport: asyncio.DatagramTransport | None = None
         self._inode: int | None = None
@@ -154,11 +182,14 @@ class TapReceiver(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: object) -> None:
         """Check one datagram and hand it on."""
         try:
-            self._deliver(parse(data))
+            record = parse(data)
+            if isinstance(record, SchedulerRecord):
+                self._scheduler(record)
+            else:
+                self._deliver(record)
+                self.records += 1
         except TapError as error:
             self._refuse(error)
-        else:
-            self.records += 1
 
     def error_received(self, exc: Exception) -> None:
         """Reading failed; the endpoint goes on."""

@@ -54,3 +54,8 @@ class Report:
             message_errors=errors,
             aside=aside,
         )
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        if self._sender is not None:
+            self._sender.close()

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from kvwattd.api.schemas.base import View
+from kvwattd.api.schemas.scheduler import SchedulerView
 
 
 class EnergyAccountView(View):
@@ -116,6 +117,7 @@ class TapView(View):
     length_drift_ratio: float = Field(
         0.0, description="newest output lengths against those before; above 1 they have changed"
     )
+    scheduler: SchedulerView | None = Field(None, description="null where vLLM runs its own scheduler")
 
 
 class TelemetryView(View):
