@@ -14,6 +14,7 @@ from vllm_pages import read_page
 
 from kvwatt.state import EngineSnapshot
 from kvwatt.traffic import interval, kv_capacity_tokens, kv_used_tokens
+from kvwatt_sim.sglang_page import SglangPage
 from kvwattd.telemetry import sglang
 from kvwattd.telemetry.engines import adapter, parse, self_test
 from kvwattd.telemetry.exposition import MetricsError
@@ -191,3 +192,36 @@ def assert_sound(snapshot: EngineSnapshot) -> None:
     assert min(snapshot.running, snapshot.waiting) >= 0 and snapshot.num_blocks >= 2
     for h in (snapshot.iterations, snapshot.ttft_s, snapshot.itl_s, snapshot.e2e_s):
         assert h.cumulative[-1] == h.count >= 0 and h.sum >= 0
+
+
+def test_the_simulated_page_says_of_an_engine_what_vllms_does() -> None:
+    """Told in SGLang's words and read back: the same engine, but for what those words leave out."""
+    told = parse(read_page(), 3.0)
+    page = SglangPage(decode_log_interval=1)
+    page.look(told)
+    read = parse(page.render(told), 3.0)
+    same = ("running", "waiting", "model_name", "prompt_tokens_total", "generation_tokens_total")
+    assert all(getattr(read, name) == getattr(told, name) for name in same)
+    assert (kv_capacity_tokens(read), read.kv_usage) == (kv_capacity_tokens(told), told.kv_usage)
+    assert (read.iterations.count, read.ttft_s, read.e2e_s) == (
+        told.iterations.count,
+        told.ttft_s,
+        told.e2e_s,
+    )
+    assert read.tbt_s == told.itl_s
+
+
+def test_the_simulated_gauges_are_as_old_as_the_log_interval() -> None:
+    """Between two log steps the counts of steps and latencies move, the gauges do not."""
+    told = parse(read_page(), 3.0)
+    steps = told.iterations
+    before = replace(told, iterations=replace(steps, count=80.0, cumulative=(80.0,), bounds=(float("inf"),)))
+    page = SglangPage(decode_log_interval=40)
+    page.look(before)
+    for count, running in ((119.0, told.running), (120.0, 1)):
+        now = replace(
+            before, running=1, iterations=replace(before.iterations, count=count, cumulative=(count,))
+        )
+        page.look(now)
+        read = parse(page.render(now), 4.0)
+        assert (read.running, read.iterations.count) == (running, count)
