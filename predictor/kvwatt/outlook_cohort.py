@@ -6,33 +6,35 @@ who decodes has all of them behind.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from math import exp, sqrt
 from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
 
 from kvwatt.length_classes import Requests
+from kvwatt.outlook_coming import (
+    ARRIVAL,
+    COMING_LEVELS,
+    COMING_S,
+    COMPUTED,
+    FIRST,
+    LIMIT,
+    PROMPT,
+    WEIGHT,
+    coming,
+)
 from kvwatt.state import EngineShape, EngineState, Metric, RequestState
-from kvwatt.traffic import PROMPT_LEVELS, Traffic
+from kvwatt.traffic import Traffic
 
 FloatArray = npt.NDArray[np.float64]
 
-COMING_S = 3.0  # so many seconds of arrivals stand for those to come
-COMING_LEVELS = (0.5, 0.9, 0.99)  # of prompt and burst; each the upper end of its share
-COMING_SHARES = (0.5, 0.4, 0.1)
-COMING_Z = (0.0, 1.28, 2.33)
-LEVELS: tuple[float, ...] = tuple(PROMPT_LEVELS.tolist())
 SHRINK_REQUESTS = 4.0  # the KV tokens of a request lean on what lengths say with this weight
 MOST_DECODES, LOOKED_AT = 96, 48  # of more than so many that decode, so many are looked at
 TURN_S = 0.1
-USUAL_TBT_S = 0.05  # only sizes the time in which a request to come may meet a prompt
-TINY = 1e-9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,17 +71,12 @@ def cohort(
     started = table[FIRST] == table[FIRST]
     age_s, decoding_s = np.fmax(now_s - table[:PROMPT], 0.0)  # 0 of NaN
     queued = (computed < prompt).nonzero()[0]
-    ahead, behind = np.zeros((2, len(prompt)))
     length = prompt + produced
+    ahead, behind = np.zeros((2, len(prompt)))
     queue, decodes, decoding = 0.0, weight[:listed], inside
     if len(queued):
-        through = (weight[queued] * (length[queued] - computed[queued])).cumsum()
-        queue = float(through[-1])
-        ahead[queued] = through
-        behind[:listed] = queue
-        behind[queued] -= through
-        decodes = decodes.copy()
-        decodes[queued] = 0.0
+        queue = _queue(queued, weight * (length - computed), ahead, behind[:listed])
+        decodes = np.where(computed < prompt, 0.0, weight)[:listed]
         decoding = float(decodes.sum())
     ahead[listed:] = queue + burst
     behind[listed:] = met
@@ -101,6 +98,16 @@ def cohort(
     )
 
 
+def _queue(queued: npt.NDArray[np.intp], tokens: FloatArray, ahead: FloatArray, behind: FloatArray) -> float:
+    """Fills in what is ahead and behind; the prompt tokens of the whole queue."""
+    through = tokens[queued].cumsum()
+    queue = float(through[-1])
+    ahead[queued] = through
+    behind[:] = queue
+    behind[queued] -= through
+    return queue
+
+
 _told = attrgetter(
     "arrival_s",
     "first_token_s",
@@ -111,7 +118,6 @@ _told = attrgetter(
     "max_tokens",
     "hint_tokens",
 )
-ARRIVAL, FIRST, PROMPT, COMPUTED, PRODUCED, WEIGHT, LIMIT, HINT = range(8)
 
 
 def _told_of(now_s: float, requests: Sequence[RequestState]) -> tuple[Sequence[RequestState], float]:
@@ -166,56 +172,6 @@ def _kv_wait(
     wait[queued] = np.where(asked > 0.0, np.maximum(asked.cumsum() - free_tokens, 0.0), 0.0)
     wait[-len(prompts) :] = np.maximum(float(asked.sum()) + prompts - free_tokens, 0.0)
     return wait
-
-
-def coming(traffic: Traffic, reaction_s: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Of requests to come, at COMING_LEVELS: their columns as `_told` names them (8, levels), but for the
-    time; the prompt tokens until the first token beside the queue, their own and those of a burst; and the
-    prompt tokens that one of them meets while it decodes."""
-    return _coming(
-        traffic.arrival_per_s,
-        traffic.dispersion,
-        traffic.prompt_mean_tokens,
-        traffic.prompt_sd_tokens,
-        traffic.output_mean_tokens,
-        tuple(traffic.prompt_quantiles_tokens.tolist()),
-        reaction_s,
-    )
-
-
-@lru_cache(maxsize=64)  # the same from page to page, and often longer
-def _coming(
-    arrival_per_s: float,
-    dispersion: float,
-    prompt_mean: float,
-    prompt_sd: float,
-    output_mean: float,
-    quantiles: tuple[float, ...],
-    reaction_s: float,
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    count = arrival_per_s * reaction_s
-    spread = sqrt(count * (dispersion * prompt_mean**2 + prompt_sd**2))
-    # Where few come, the mean share of prompts says little, and one long prompt by chance breaks the mean of
-    # a short answer.
-    any_met = max(1.0 - exp(-arrival_per_s * output_mean * USUAL_TBT_S), TINY)
-    prompts = [_at(level, quantiles) for level in COMING_LEVELS]
-    met = [_at(1.0 - (1.0 - level) / any_met, quantiles) for level in COMING_LEVELS]
-    ahead = [count * prompt_mean + z * spread + own for z, own in zip(COMING_Z, prompts, strict=True)]
-    columns = np.empty((8, len(prompts)))
-    # Their prompts count as computed, for nobody waits behind them yet.
-    columns[PROMPT] = columns[COMPUTED] = prompts
-    columns[PRODUCED], columns[LIMIT], columns[HINT], columns[FIRST] = 0.0, np.inf, np.nan, np.nan
-    columns[WEIGHT] = [arrival_per_s * COMING_S * share for share in COMING_SHARES]
-    return columns, np.array(ahead), np.array(met)
-
-
-def _at(level: float, quantiles: Sequence[float]) -> float:
-    """A quantile of prompts from those at PROMPT_LEVELS; no tokens at level 0 and below."""
-    if level <= 0.0:
-        return 0.0
-    above = max(bisect_left(LEVELS, level), 1)
-    low, high = LEVELS[above - 1], LEVELS[above]
-    return quantiles[above - 1] + (level - low) / (high - low) * (quantiles[above] - quantiles[above - 1])
 
 
 @lru_cache(maxsize=512)
