@@ -107,6 +107,31 @@ def counted(python: Path, folder: Path, seed: int, quick: bool) -> dict[str, tup
     return {kind: (runs[2 * i], runs[2 * i + 1]) for i, kind in enumerate(kinds)}
 
 
+def options(python: Path, folder: Path, seed: int, quick: bool) -> dict[str, Counted]:
+    """What the options do to requests that arrive at the rate that can be served.
+
+    throttLL'eM's limits: a TBT that 12 requests keep, and an E2E that most keep.
+    """
+    model, size = make_model(python, folder / "options"), 200 if quick else 600
+    plain, hinted = (lognormal(size, seed + 50, 7.5, hinted=hint) for hint in (False, True))
+    step = {"base_s": 4e-3, "request_s": 1e-4, "kv_token_s": 0.0, "prompt_token_s": 3e-5}
+    promises = {"step": step, "tbt_s": 5.25e-3, "e2e_s": 15.0}
+    told: dict[str, dict[str, object] | None] = {
+        "default": None,
+        "hints, order of arrival": {},
+        "hints, smallest first": {"order": "smallest", "age_s": 5.0},
+        "throttLL'eM's admission": {"promises": promises},
+        "budget of 96 blocks": {"budget_blocks": 96},
+    }
+    plan: list[dict[str, object]] = [{"scheduler": None, "requests": plain, **COST}]
+    for name, message in told.items():
+        asked = hinted if name.startswith("hints") else plain
+        more = {} if message is None else {"told": {"model": "m", **message}}
+        plan.append({"scheduler": SCHEDULER, "requests": asked, **COST, **more})
+    runs = played(python, model, plan)
+    return {name: summary(counts) for name, counts in zip(("vLLM", *told), runs, strict=True)}
+
+
 def gate_cost_us(running: int = 64, rounds: int = 4000) -> float:
     """CPU time of our part of a step, in microseconds: so many run, 64 wait and the first of them is held."""
     rng, gate = random.Random(1), Gate()

@@ -29,7 +29,7 @@ sys.path.insert(0, str(BENCH.parent / "tests" / "real_vllm"))
 from vllm_versions import PINNED, VERSIONS, python_of  # noqa: E402
 
 from scheduler_arms import Arm, Workload, compare  # noqa: E402 (after the path is set)
-from scheduler_counts import Counted, counted, gate_cost_us  # noqa: E402
+from scheduler_counts import Counted, counted, gate_cost_us, options  # noqa: E402
 
 FEWER_PREEMPTIONS, THROUGHPUT_LOSS, STEP_US = 0.5, 0.01, 50.0
 
@@ -49,6 +49,11 @@ def main() -> None:
             found = counted(python_of(version), Path(name), args.seed, args.quick)
             bars += count_bars(version, found)
             details[f"counts {version}"] = {kind: [c.row() for c in pair] for kind, pair in found.items()}
+            print(f"vLLM {version}, options, arriving, counts:")
+            chosen = options(python_of(version), Path(name), args.seed, args.quick)
+            for kind, counts in chosen.items():
+                print(f"  {kind}: {counts}")
+            details[f"options {version}"] = {kind: counts.row() for kind, counts in chosen.items()}
             if args.counts:
                 continue
             rounds = 6 if args.quick else 20

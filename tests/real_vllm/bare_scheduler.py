@@ -28,7 +28,7 @@ class Run:
     """`requests`: (arrival_s, prompt_tokens, output_tokens, max_tokens, priority, hint or None) each.
 
     `in_flight` > 0: a closed loop, arrivals are ignored. `fault_every`: every so many steps the plugin's own
-    code raises an exception.
+    code raises an exception. `told`: what the daemon would tell, held to be fresh throughout.
     """
 
     scheduler: str | None
@@ -43,7 +43,7 @@ class Run:
     prompt_token_s: float = 0.0
     fault_every: int = 0
     chunk_tokens: int = 2048
-    environment: dict[str, str] = field(default_factory=dict)
+    told: dict[str, Any] | None = None
 
 
 @dataclass
@@ -131,7 +131,6 @@ def play(model: str, run: Run) -> Counts:
     """One run to its end."""
     from vllm.v1.outputs import ModelRunnerOutput
 
-    os.environ.update(run.environment)
     scheduler, counts = scheduler_of(model, run), Counts()
     coming = requests_of(run)
     if not run.in_flight:
@@ -140,6 +139,7 @@ def play(model: str, run: Run) -> Counts:
     inside: dict[str, Any] = {}
     scheduler.kvwatt_clock = scheduler.kvwatt_wall = lambda: counts.time_s
     _inject(scheduler, run.fault_every)
+    _tell(scheduler, run.told)
     coming.reverse()
     while coming or inside:
         while coming and (
@@ -206,6 +206,16 @@ def _inject(scheduler: Any, every: int) -> None:
         return whole(*args)
 
     scheduler._kvwatt_look = failing
+
+
+def _tell(scheduler: Any, told: dict[str, Any] | None) -> None:
+    if told is not None:
+        import msgspec
+
+        from kvwattd.vllm_plugin.told import Told
+
+        message = msgspec.convert(told, Told)
+        scheduler.kvwatt_reader.told = lambda now_s: message
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from kvwatt_daemon import daemon, wait_until
 from load_phases import Background, Phase, requests, serve
 from plant_model import free_port, train_model
 from tap_plugin import plugin_paths
-from vllm_server import CARD, VllmServer, make_model, running, vllm_python
+from vllm_server import CARD, REPOSITORY, VllmServer, make_model, running, vllm_python
 
 from kvwatt.state import EngineSnapshot
 from kvwatt_sim.cards import load
@@ -36,6 +36,7 @@ pytestmark = pytest.mark.vllm
 GPU = "GPU-5f1c2b7e-0000-4000-8000-000000000021"
 INSTANCE = "tiny"
 LENGTH_STOPPED = 1
+SCHEDULER = "kvwattd.vllm_plugin.scheduler.KvwattSyncScheduler"  # without pressure it holds nobody
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def tapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tapped]:
             free_port(),
             folder / "vllm.log",
             environment={"KVWATT_TAP_SOCKET": str(folder / "tap.sock"), "KVWATT_TAP_INSTANCE": INSTANCE},
-            paths=plugin_paths(folder),
+            paths=[*plugin_paths(folder), REPOSITORY / "predictor"],
+            options={"--scheduler-cls": SCHEDULER},
         )
         with running(server):
             yield Tapped(server, gpus, folder, os.environ | env_for(build(), state))
@@ -177,7 +179,8 @@ def test_state_and_sender_are_told(recorded: Recorded) -> None:
 
 def test_the_daemon_uses_the_tap_and_vllm_outlives_the_daemon(tapped: Tapped, tmp_path: Path) -> None:
     """The tap is taken up while it is there; a killed daemon disturbs no request; the next has it again."""
-    more = f'[tap]\nsocket = "{tapped.socket}"\n'
+    told_in = tapped.socket.with_name("scheduler.json")  # where the plugin looks for it
+    more = f'[tap]\nsocket = "{tapped.socket}"\n[scheduler]\nfile = "{told_in}"\n'
     model = train_model(tmp_path / "model")
     load_requests = requests((Phase(1.0, 240.0),), seed=21)
     with Background(tapped.server.url, load_requests, seed=21):
@@ -210,6 +213,18 @@ def test_the_daemon_uses_the_tap_and_vllm_outlives_the_daemon(tapped: Tapped, tm
                 told = beside.instance()["telemetry"]["tap"]
                 assert told["unused"] is None
                 assert told["records_total"] > 0
+                wait_until(
+                    lambda beside=beside: (
+                        beside.instance()["telemetry"]["tap"]["scheduler"] is not None
+                        and beside.instance()["telemetry"]["tap"]["scheduler"]["told"]
+                    ),
+                    20.0,
+                    beside.describe,
+                )
+                scheduler = beside.instance()["telemetry"]["tap"]["scheduler"]
+                assert scheduler["steps_total"] > 0
+                assert scheduler["faults_total"] == scheduler["message_errors_total"] == 0
+                assert scheduler["aside"] is None
                 if turn == "killed":
                     beside.process.send_signal(signal.SIGKILL)
                     beside.process.wait()
