@@ -1,7 +1,7 @@
-"""What SGLang's metrics page would say of an engine: the simulated one's numbers under SGLang's names and habits.
+"""What SGLang's metrics page would say of an engine: a simulated one's numbers, SGLang's names and habits.
 
-The engine stays the simulated vLLM-like one; only what is told of it differs, and when: gauges and tokens are
-refreshed when a prompt was computed and every `decode_log_interval` decode steps (SGLang's own default is 40).
+The engine stays the simulated vLLM-like one; only what is told of it differs, and when: gauges and tokens
+are refreshed when a prompt was computed and every `decode_log_interval` decode steps (40 unless told).
 Names and habits: docs/compatibility.md.
 """
 
@@ -31,11 +31,7 @@ class SglangPage:
     def look(self, now: EngineSnapshot) -> None:
         """Refresh what SGLang would have refreshed since the last look."""
         logged = self._logged
-        if (
-            logged is None
-            or self._passed(logged, now)
-            or now.prompt_tokens_total > logged.prompt_tokens_total
-        ):
+        if logged is None or self._passed(logged, now) or _prefilled(logged, now):
             self._logged = now
 
     def render(self, now: EngineSnapshot) -> bytes:
@@ -61,6 +57,10 @@ class SglangPage:
         return now.iterations.count // self._interval > logged.iterations.count // self._interval
 
 
+def _prefilled(logged: EngineSnapshot, now: EngineSnapshot) -> bool:
+    return now.prompt_tokens_total > logged.prompt_tokens_total
+
+
 def _gauges(logged: EngineSnapshot) -> dict[str, float]:
     capacity = max(logged.num_blocks - 1, 1) * logged.block_size
     return {
@@ -74,11 +74,9 @@ def _gauges(logged: EngineSnapshot) -> dict[str, float]:
 def _histogram(name: str, labels: str, h: Histogram) -> list[str]:
     buckets = zip(h.bounds, h.cumulative, strict=True)
     lines = [f'sglang:{name}_bucket{{{labels},le="{_bound(le)}"}} {n!r}' for le, n in buckets]
-    return [
-        *lines,
-        f"sglang:{name}_sum{{{labels}}} {h.sum!r}",
-        f"sglang:{name}_count{{{labels}}} {h.count!r}",
-    ]
+    lines.append(f"sglang:{name}_sum{{{labels}}} {h.sum!r}")
+    lines.append(f"sglang:{name}_count{{{labels}}} {h.count!r}")
+    return lines
 
 
 def _bound(le: float) -> str:
