@@ -4,7 +4,8 @@
 
 Running requests with their progress known, clocks of the simulated L20, random traffic. The
 rival is a throttLL'eM-like decision on the same engine: a plain LightGBM model asked for the projected
-batch and KV of every second of the horizon, in a binary search over the same clocks.
+batch and KV of every second of the horizon, in a binary search over the same clocks. Times are processor time
+of the thread: what else runs on the machine is not in them, but for the caches it empties.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from kvwatt_sim.cards import load
 from kvwatt_sim.virtual_profile import virtual_profile
 
 # Running requests, clocks, limits in ms on the 99th percentile and on the mean.
-SIZES = ((40, 109, 1.0, 0.2), (128, 80, 1.0, None), (256, 120, 1.0, None))
+SIZES = ((40, 109, 1.0, 0.2), (128, 80, 1.0, 0.2), (256, 120, 1.0, 0.2))
 NOW_S = 100.0
 SLO = Slo(SloTarget(3.0), SloTarget(0.2), SloTarget(60.0))
 CARD = load("l20")
@@ -129,9 +130,9 @@ def laps(
         choose(*case)
     times = []
     for case in cases:
-        begin = time.perf_counter()
+        begin = time.thread_time()
         choose(*case)
-        times.append(time.perf_counter() - begin)
+        times.append(time.thread_time() - begin)
     return np.array(times)
 
 
@@ -165,9 +166,8 @@ def main() -> int:
         _show(times, f"{running} running requests, {clocks} clocks ({count} decisions)")
         p99_ms = 1e3 * float(np.quantile(times["kvwatt"], 0.99))
         bars.append(Bar(f"decision p99, {running} running, {clocks} clocks, ms", p99_ms, limit_ms, "lower"))
-        if mean_ms is not None:
-            mean = 1e3 * float(times["kvwatt"].mean())
-            bars.append(Bar(f"decision mean, {running} running, {clocks} clocks, ms", mean, mean_ms, "lower"))
+        mean = 1e3 * float(times["kvwatt"].mean())
+        bars.append(Bar(f"decision mean, {running} running, {clocks} clocks, ms", mean, mean_ms, "lower"))
         seconds[f"{running}x{clocks}"] = {k: list(np.quantile(t, (0.5, 0.99))) for k, t in times.items()}
     show(bars, "Bars")
     write(arguments.json, bars, seconds=seconds)
