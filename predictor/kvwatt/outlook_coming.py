@@ -63,7 +63,10 @@ def _coming(
     columns[PROMPT] = columns[COMPUTED] = prompts
     columns[PRODUCED], columns[LIMIT], columns[HINT], columns[FIRST] = 0.0, np.inf, np.nan, np.nan
     columns[WEIGHT] = [arrival_per_s * COMING_S * share for share in COMING_SHARES]
-    return columns, np.array(ahead), np.array(met)
+    found = columns, np.array(ahead), np.array(met)
+    for shared in found:
+        shared.flags.writeable = False
+    return found
 
 
 def _at(level: float, quantiles: Sequence[float]) -> float:

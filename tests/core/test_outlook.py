@@ -14,9 +14,11 @@ from kvwatt.attainment import Tally, targets
 from kvwatt.budget import Budget
 from kvwatt.outlook import BURST_SHARES, BURST_Z, behind_pace, expected_misses, waits
 from kvwatt.outlook_cohort import MOST_DECODES, TURN_S, cohort
+from kvwatt.outlook_coming import COMING_S, COMPUTED, PROMPT, WEIGHT, coming
 from kvwatt.outlook_speeds import FloatArray, speeds
 from kvwatt.projection import KnownLengths
 from kvwatt.state import EngineState, Metric, RequestState, Slo, SloTarget
+from kvwatt.traffic import PROMPT_LEVELS
 
 NOW_S = 500.0
 QUIET = traffic(arrival_per_s=0.0)
@@ -202,3 +204,14 @@ def test_where_few_come_one_long_prompt_by_chance_counts() -> None:
     assert np.all(alone.behind_tokens == 0.0)
     assert rare.behind_tokens[0] == 0.0 and rare.behind_tokens[-1] > 0.0
     assert np.all(often.behind_tokens >= rare.behind_tokens)
+
+
+@given(st.floats(0.0, 5.0), st.lists(st.floats(1.0, 8000.0), min_size=10, max_size=10))
+def test_requests_to_come_have_the_prompts_that_came(rate: float, prompts: list[float]) -> None:
+    """Their prompts are quantiles of those seen, they come behind a burst, and meet none longer."""
+    seen = replace(traffic(arrival_per_s=rate), prompt_quantiles_tokens=np.sort(prompts))
+    columns, ahead, met = coming(seen, 0.5)
+    own = np.interp((0.5, 0.9, 0.99), PROMPT_LEVELS, np.sort(prompts))
+    assert columns[PROMPT] == pytest.approx(own) and np.array_equal(columns[PROMPT], columns[COMPUTED])
+    assert columns[WEIGHT].sum() == pytest.approx(rate * COMING_S)
+    assert np.all(ahead >= own) and np.all(np.diff(met) >= 0.0) and met[-1] <= max(prompts)
