@@ -12,6 +12,7 @@ from kvwattd.ledger.reading import read
 from kvwattd.ledger.schema import INSERT, MIGRATIONS, migrate
 from kvwattd.ledger.store import Store, readable
 from kvwattd.money import CostConfig, load_rates
+from kvwattd.report.curves import points
 from kvwattd.report.figures import make
 from kvwattd.report.words import in_short, lines
 
@@ -80,3 +81,9 @@ def test_without_shadow_mode_it_says_nothing() -> None:
     active = Entry("chat", DAY_MS, DAY_MS + 1, mode="active", arm=Arm.CONTROLLED, time_ms=1, energy_mj=5)
     report = make([active], DAY_MS, 2 * DAY_MS, load_rates(CostConfig()))
     assert in_short(report.total) is None and "shadow mode" not in dict(lines(report.total, report))
+
+
+def test_the_page_draws_what_control_would_have_drawn() -> None:
+    report = make([SHADOWED], DAY_MS, 2 * DAY_MS, load_rates(CostConfig()))
+    (point,) = points([SHADOWED], report)
+    assert point.power_w == 10_000 / 60 and point.would_w == 6_900 / 60

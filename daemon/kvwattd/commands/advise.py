@@ -52,6 +52,7 @@ def advise(
         float, typer.Option(min=0.0, help="Watts of a server's GPUs while it is asleep or stopped.")
     ] = 0.0,
     ttft: Annotated[float, typer.Option(min=0.0, help="Promised time to first token, s; 0: none.")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print options and reasons as JSON.")] = False,
 ) -> None:
     """Say --max-num-seqs, --max-num-batched-tokens and --gpu-memory-utilization for a workload.
 
@@ -76,7 +77,14 @@ def advise(
             found.append(instances(whole, reuse, step, clock_mhz, limits_s, sizes, servers, away))
     except (artifact.ArtifactError, ValueError, OSError) as error:
         refuse("advise", error, "give a trained model and a recording, or --rate, --prompt and --output")
-    typer.echo(text_of(found, load, clock_mhz, servers))
+    typer.echo(_as_json(found, load) if as_json else text_of(found, load, clock_mhz, servers))
+
+
+def _as_json(found: Sequence[Advice], load: KvLoad) -> str:
+    import json
+    from dataclasses import asdict
+
+    return json.dumps({"load": asdict(load), "advice": [asdict(one) for one in found]}, indent=2)
 
 
 def _memory(memory: float, weights: float, kv_bytes: float) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvwattd.commands.exits import DONE, FAILED, INTERRUPTED
+
 if TYPE_CHECKING:
     from kvwattd.profiler.session import ProfileRequest
+    from kvwattd.profiler.sweep import SweepReport
 
 
 Url = Annotated[str, typer.Option(help="The vLLM server, http://HOST:PORT.")]
@@ -18,6 +22,7 @@ Live = Annotated[
     bool,
     typer.Option(help="No load of its own: learn from the traffic, one clock down at a time, under SLO."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")]
 # The guard
 GuardSocket = Annotated[Path, typer.Option(help="Socket of the guard.", envvar="KVWATT_GUARD__SOCKET")]
@@ -63,6 +68,7 @@ def profile(
     live: Live = False,
     target_error: TargetError = 0.03,
     window: Window = 1.2,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the most informative loads and clocks first and write what each step took and drew.
 
@@ -94,16 +100,16 @@ def profile(
         target_error=target_error,
         spawn_guard=spawn_guard,
     )
-    raise typer.Exit(_run(request))
+    raise typer.Exit(_run(request, as_json))
 
 
-def _run(request: ProfileRequest) -> int:
+def _run(request: ProfileRequest, as_json: bool) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from kvwattd.profiler.session import PROBLEMS, profile_server
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
     columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     try:
         with Progress(*columns, console=console) as bar:
@@ -112,21 +118,34 @@ def _run(request: ProfileRequest) -> int:
                 profile_server(request, lambda text, done: bar.update(task, description=text, completed=done))
             )
     except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print(f"interrupted; rows so far are in {request.output}")
-        return 130
+        console.print(f"interrupted; rows so far are in {request.output}", markup=False)
+        return INTERRUPTED
     except PROBLEMS as error:
-        console.print(f"kvwatt profile: {error}", style="red")
-        console.print(f"next: kvwatt doctor; then the same command again (rows so far: {request.output})")
-        return 1
+        console.print(f"kvwatt profile: {error}", style="red", markup=False)
+        told = f"next: kvwatt doctor; then the same command again (rows so far: {request.output})"
+        console.print(told, markup=False)
+        return FAILED
+    for line in _told(report, request):
+        console.print(line, markup=False)
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        typer.echo(json.dumps({"output": str(request.output), **asdict(report)}, indent=2))
+    return DONE if report.rows else FAILED
+
+
+def _told(report: SweepReport, request: ProfileRequest) -> Iterator[str]:
+    """What was measured, how good a model of it would be, and what comes next."""
     for reason in report.skipped:
-        console.print(f"left out: {reason}", style="dim")
-    console.print(
-        f"{report.rows} rows from {report.loads} of {report.planned_loads} loads in {request.output}"
-    )
+        yield f"left out: {reason}"
+    yield f"{report.rows} rows from {report.loads} of {report.planned_loads} loads in {request.output}"
     if report.error is not None and report.bound is not None:
-        console.print(
-            f"loads left out of training: error {100 * report.error:.1f} %, 90 % bound x {report.bound:.3f}, "
-            f"after {report.seconds:.0f} s"
-        )
-    console.print(f"next: kvwatt train --profile {request.output} -o MODEL")
-    return 0 if report.rows else 1
+        error = f"error {100 * report.error:.1f} %, 90 % bound x {report.bound:.3f}"
+        yield f"loads left out of training: {error}, after {report.seconds:.0f} s"
+    elif not request.live:
+        yield "too few loads to judge a model by: a longer --minutes is better"
+    if report.rows:
+        yield f"next: kvwatt train --profile {request.output} -o MODEL"
+    else:
+        yield "next: kvwatt doctor; then the same command with a longer --minutes"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvwatt.holdout import HELD, Arm
+from kvwattd.config import Mode
 from kvwattd.ledger import proof
 from kvwattd.ledger.entry import Entry
 from kvwattd.report.figures import Report
@@ -27,6 +28,7 @@ class Point:
     j_per_token: float | None
     held: bool
     attainment: Mapping[str, float]
+    would_w: float | None = None  # what control would have drawn, in shadow mode: an estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ def _point(start_ms: int, width_ms: int, rows: Sequence[Entry], report: Report) 
     tokens = sum(row.generation_tokens for row in rows)
     in_control = proof.controlled(rows)
     baseline_mj = sum(row.work_mj * report.baseline_scale.get(row.instance, 0.0) for row in in_control)
+    shadowed = any(row.mode == Mode.SHADOW for row in rows)
+    would_mj = sum(row.would_mj if row.mode == Mode.SHADOW else row.energy_mj for row in rows)
     other_mj = sum(row.energy_mj for row in rows if row.arm is not Arm.CONTROLLED)
     return Point(
         start_ms=start_ms,
@@ -66,6 +70,7 @@ def _point(start_ms: int, width_ms: int, rows: Sequence[Entry], report: Report) 
         j_per_token=proof.energy_j(rows) / tokens if tokens else None,
         held=any(row.arm in HELD for row in rows),
         attainment={str(m): kept.ratio or 0.0 for m, kept in proof.kept_promises(rows).items()},
+        would_w=would_mj / watched_ms if shadowed else None,
     )
 
 

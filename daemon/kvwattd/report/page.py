@@ -80,11 +80,15 @@ def _power(plots: Any, points: Sequence[Point]) -> Any:  # noqa: ANN401
     default = plots.Scatter(
         x=at, y=[p.baseline_w for p in points], name="at driver default", line={"dash": "dot"}
     )
+    would = plots.Scatter(
+        x=at, y=[p.would_w for p in points], name="in control, an estimate", line={"dash": "dot"}
+    )
     held = [p for p in points if p.held]
     windows = plots.Scatter(
         x=_times(held), y=[p.power_w for p in held], name="held at default", mode="markers"
     )
-    return _figure(plots, "Power", "W", used, default, windows)
+    shadowed = [would] if any(p.would_w is not None for p in points) else []
+    return _figure(plots, "Power", "W", used, default, windows, *shadowed)
 
 
 def _clock(plots: Any, points: Sequence[Point]) -> Any:  # noqa: ANN401
@@ -109,9 +113,12 @@ def _saving(plots: Any, points: Sequence[Point], days: Sequence[Day], total: Fig
         return _figure(plots, "Saved by day, measured, with its 95 % interval", "kWh", trace)
     grown, sum_j = [], 0.0
     for p in points:
-        sum_j += ((p.baseline_w or p.power_w) - p.power_w) * (p.end_ms - p.start_ms) / 1e3
+        drawn_w = p.power_w if p.would_w is None else p.would_w
+        sum_j += ((p.baseline_w or p.power_w) - drawn_w) * (p.end_ms - p.start_ms) / 1e3
         grown.append(sum_j / J_PER_KWH)
-    traces = [plots.Scatter(x=_times(points), y=grown, name="saved")]
+    would = any(p.would_w is not None for p in points)
+    name = "saved, in shadow mode what would have been" if would else "saved"
+    traces = [plots.Scatter(x=_times(points), y=grown, name=name)]
     first = total.savings[0] if total.savings else None
     if first is not None and first.low_j is not None and first.high_j is not None and first.saved_j:
         for name, end_j in (("low", first.low_j), ("high", first.high_j)):
