@@ -160,7 +160,7 @@ async def ask(client: httpx.AsyncClient, prompt: list[int], tokens: int, arm: Ar
 
 
 async def totals(client: httpx.AsyncClient, arm: Arm) -> tuple[float, float, float]:
-    """Preemptions, engine steps and the API server's and engine's CPU seconds since their start."""
+    """Preemptions, engine steps and CPU seconds since the start."""
     page = (await client.get(f"{arm.url}/metrics")).text
 
     def total(name: str) -> float:
@@ -171,9 +171,10 @@ async def totals(client: httpx.AsyncClient, arm: Arm) -> tuple[float, float, flo
 
 
 def engine_cpu_s(log: Path) -> float:
-    """CPU time of the engine's process, whose id vLLM writes before each of its lines."""
-    found = re.findall(r"EngineCore(?:_DP\d+)? pid=(\d+)", log.read_text(errors="replace"))
-    if not found:
-        return 0.0
-    fields = Path(f"/proc/{found[-1]}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) * TICK_S
+    """CPU time of the engine's and its worker's processes, whose ids vLLM writes before their lines."""
+    found = set(re.findall(r"(?:EngineCore|Worker)\S* pid=(\d+)", log.read_text(errors="replace")))
+    spent = 0
+    for pid in found:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+        spent += int(fields[11]) + int(fields[12])
+    return spent * TICK_S

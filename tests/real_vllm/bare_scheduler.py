@@ -15,12 +15,16 @@ import logging
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+STOP, GO = 7, 9  # tokens
 
 
 @dataclass
@@ -42,6 +46,7 @@ class Run:
     decode_s: float = 0.0
     prompt_token_s: float = 0.0
     fault_every: int = 0
+    ahead: int = 0  # steps scheduled before a step's tokens are known: asynchronous scheduling has 1
     chunk_tokens: int = 2048
     told: dict[str, Any] | None = None
 
@@ -80,7 +85,7 @@ def scheduler_of(model: str, run: Run) -> Any:
             enable_chunked_prefill=True,
             is_encoder_decoder=False,
             policy=run.policy,
-            async_scheduling=False,
+            async_scheduling=run.ahead > 0,
         ),
         cache_config=CacheConfig(block_size=run.block_size, enable_prefix_caching=False),
     )
@@ -120,8 +125,8 @@ def requests_of(run: Run) -> list[Any]:
             arrival_time=arrival_s,
             priority=priority,
         )
-        params._all_stop_token_ids = {7}
-        params.stop_token_ids = [7]
+        params._all_stop_token_ids = {STOP}
+        params.stop_token_ids = [STOP]
         request.kvwatt_length = output
         made.append(request)
     return made
@@ -129,18 +134,17 @@ def requests_of(run: Run) -> list[Any]:
 
 def play(model: str, run: Run) -> Counts:
     """One run to its end."""
-    from vllm.v1.outputs import ModelRunnerOutput
-
     scheduler, counts = scheduler_of(model, run), Counts()
     coming = requests_of(run)
     if not run.in_flight:
         coming.sort(key=lambda r: r.arrival_time)
+    coming.reverse()
     started: dict[str, float] = {}
     inside: dict[str, Any] = {}
+    pending: deque[tuple[Any, list[tuple[str, bool]]]] = deque()
     scheduler.kvwatt_clock = scheduler.kvwatt_wall = lambda: counts.time_s
     _inject(scheduler, run.fault_every)
     _tell(scheduler, run.told)
-    coming.reverse()
     while coming or inside:
         while coming and (
             len(inside) < run.in_flight if run.in_flight else coming[-1].arrival_time <= counts.time_s
@@ -152,46 +156,74 @@ def play(model: str, run: Run) -> Counts:
         if not inside:
             counts.time_s = coming[-1].arrival_time
             continue
-        before_s = time.process_time()
-        step = scheduler.schedule()
-        counts.own_s += time.process_time() - before_s
-        ids = list(step.num_scheduled_tokens)
-        if not ids:
+        step, sampling = _schedule(scheduler, run, inside, counts)
+        if not sampling and not pending:
             raise RuntimeError(f"nothing is scheduled while {len(inside)} wait")
-        sampled, decodes = [], 0
-        for name in ids:
-            request = inside[name]
-            ready = request.num_computed_tokens >= request.num_tokens
-            decodes += step.num_scheduled_tokens[name] == 1
-            last = request.num_output_tokens + 1 >= request.kvwatt_length
-            sampled.append(([7] if last else [9]) if ready else [])
-        prompts = sum(step.num_scheduled_tokens.values()) - decodes
-        counts.time_s += run.base_s + run.decode_s * decodes + run.prompt_token_s * prompts
-        counts.steps += 1
-        counts.batch_steps += len(ids)
-        counts.computed_tokens += prompts
-        counts.tokens += sum(map(len, sampled))
-        counts.held_block_steps += (
-            run.blocks - 1 - scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        )
-        output = ModelRunnerOutput(
-            req_ids=ids,
-            req_id_to_index={name: i for i, name in enumerate(ids)},
-            sampled_token_ids=sampled,
-            logprobs=None,
-            prompt_logprobs_dict={},
-            pooler_output=[],
-        )
-        scheduler.update_from_output(step, output)
-        for name in ids:
-            if inside[name].is_finished():
-                counts.finished[int(name)] = counts.time_s - started[name]
-                counts.order.append(int(name))
-                counts.preemptions += inside.pop(name).num_preemptions
-    if run.scheduler is not None:
+        pending.append((step, sampling))
+        if len(pending) > run.ahead or not sampling:
+            _update(scheduler, *pending.popleft(), (inside, started), counts)
+    if run.scheduler is not None and run.scheduler.startswith("kvwatt"):
         record = scheduler.kvwatt_record()
         counts.told = {name: getattr(record, name) for name in record.__struct_fields__}
     return counts
+
+
+def _schedule(scheduler: Any, run: Run, inside: dict[str, Any], counts: Counts) -> tuple[Any, list[Any]]:
+    """One step, and of each in it whether it samples a token."""
+    before_s = time.process_time()
+    step = scheduler.schedule()
+    counts.own_s += time.process_time() - before_s
+    scheduled = step.num_scheduled_tokens
+    sampling = []
+    for name in scheduled:
+        request = inside[name]
+        placeholders = max(request.num_output_placeholders - 1, 0) if run.ahead else 0
+        sampling.append((name, request.num_computed_tokens >= request.num_tokens + placeholders))
+    if scheduled:
+        decodes = sum(number == 1 for number in scheduled.values())
+        prompts = sum(scheduled.values()) - decodes
+        counts.time_s += run.base_s + run.decode_s * decodes + run.prompt_token_s * prompts
+        counts.steps += 1
+        counts.batch_steps += len(scheduled)
+        counts.computed_tokens += prompts
+        pool = scheduler.kv_cache_manager.block_pool
+        counts.held_block_steps += run.blocks - 1 - pool.get_num_free_blocks()
+    return step, sampling
+
+
+def _update(
+    scheduler: Any,
+    step: Any,
+    sampling: list[tuple[str, bool]],
+    who: tuple[dict[str, Any], dict[str, float]],
+    counts: Counts,
+) -> None:
+    """The step's tokens: STOP is the last of a request."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    inside, started = who
+    ids, sampled = [name for name, _ in sampling], []
+    for name, samples in sampling:
+        request = inside.get(name)
+        last = request is not None and request.num_output_tokens + 1 >= request.kvwatt_length
+        sampled.append(([STOP] if last else [GO]) if samples else [])
+    before = {name: inside[name].num_output_tokens for name in ids if name in inside}
+    output = ModelRunnerOutput(
+        req_ids=ids,
+        req_id_to_index={name: i for i, name in enumerate(ids)},
+        sampled_token_ids=sampled,
+        logprobs=None,
+        prompt_logprobs_dict={},
+        pooler_output=[],
+    )
+    scheduler.update_from_output(step, output)
+    for name, made in before.items():
+        request = inside[name]
+        counts.tokens += request.num_output_tokens - made
+        if request.is_finished():
+            counts.finished[int(name)] = counts.time_s - started[name]
+            counts.order.append(int(name))
+            counts.preemptions += inside.pop(name).num_preemptions
 
 
 def _inject(scheduler: Any, every: int) -> None:
