@@ -23,6 +23,7 @@ LIVE_POOL = (
     "period_s",
     "cooldown_s",
     "less_for_s",
+    "load_max",
     "survivors_load_max",
     "forecast_quantile",
     "stay_s",

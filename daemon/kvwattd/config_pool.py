@@ -110,7 +110,8 @@ class PoolConfig(_Section):
     period_s: Seconds = 5.0
     cooldown_s: SecondsOrNever = 60.0
     less_for_s: SecondsOrNever = 60.0
-    survivors_load_max: Share = 0.95
+    load_max: Share = 0.9
+    survivors_load_max: Share = 0.8
     forecast_quantile: Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.8
     stay_s: Seconds = 900.0
     day_s: Seconds = 86_400.0

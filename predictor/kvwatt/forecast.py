@@ -6,7 +6,8 @@ trend (Gardner and McKenzie 1985; as a Kalman filter: Durbin and Koopman, Time S
 Space Methods, ch. 3). How fast the level moves, whether it has a trend and how large D is nobody knows:
 a small bank of filters, one per answer, is weighted by how well each predicted of late. The daily pattern
 is a table of y by time of day; what counts of it is the change it promises, times a factor learned from
-the changes it promised before. In the end the spread is scaled by how past forecasts did.
+the changes it promised before. The spread is scaled by how past forecasts did. In the end the filters are
+averaged with two simple forecasts by how each did (`forecast_experts.py`), for traffic that no filter fits.
 
 Time is an argument. A time without an observation is a gap: uncertainty grows in it, nothing is learned.
 """
@@ -21,6 +22,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from kvwatt.forecast_experts import HORIZONS_S, JUDGED_S, LEVELS, ExpertJudge, Experts
+
 FloatArray = npt.NDArray[np.float64]
 
 DAY_S = 86400.0
@@ -33,7 +36,6 @@ DISPERSIONS = np.array([1.0, 2.0, 5.0, 15.0, 50.0])
 TREND_LIFE_S = 300.0
 LEVEL_PENALTY, TREND_PENALTY = 0.5, 1.5  # nats by which a livelier filter must do better
 FORGET_S = 1200.0  # of how well each filter did
-HORIZONS_S = (30.0, 120.0, 480.0)  # at which past forecasts are checked
 FIRST_CHECKS, CHECK_MEMORY = 5.0, 60.0  # the spread of the filters counts as so many at first
 LARGEST_VARIANCE = 4.0  # of the level, relative to the square of 1 + level
 
@@ -56,11 +58,16 @@ class RateForecast:
     scale: tuple[tuple[float, ...], tuple[float, ...]]  # of the spread below and above, at HORIZONS_S
     day: FloatArray | None  # promised change of y is read from here
     day_factor: float
+    experts: Experts | None = None  # averaged with the filters
 
     def mean_per_s(self, horizon_s: float) -> float:
         """Expected rate of arrivals per second `horizon_s` from now."""
         mean, variance = self._moments(horizon_s)
-        return max(mean, 0.0) ** 2 + variance
+        own = max(mean, 0.0) ** 2 + variance
+        if self.experts is None:
+            return own
+        said = np.concatenate(([own], self.experts.means(self._daily(horizon_s))))
+        return float(self.experts.weights_at(self.age_s + horizon_s) @ said)
 
     def quantile_per_s(self, level: float, horizon_s: float, window_s: float | None = None) -> float:
         """Rate that the traffic is below with probability `level`, `horizon_s` from now.
@@ -69,6 +76,26 @@ class RateForecast:
         """
         if not 0.0 < level < 1.0:
             raise ValueError(f"level must lie strictly between 0 and 1, got {level}")
+        own = self.filters_per_s(level, horizon_s, window_s)
+        if self.experts is None:
+            return own
+        ahead_s = self.age_s + horizon_s
+        per_window = 1.0 / window_s if window_s is not None else 0.0
+        scatter = self.dispersion / 4.0 * (per_window - 1.0 / JUDGED_S)
+        said = np.concatenate(
+            ([own], self.experts.quantiles(level, ahead_s, self._daily(horizon_s), scatter))
+        )
+        return float(self.experts.weights_at(ahead_s) @ said)
+
+    def cautious_per_s(self, level: float, horizon_s: float) -> float:
+        """What capacity is planned for: the higher of filters and average.
+
+        The average is the better forecast by its pinball loss, but looks back a minute, and a step that is
+        seen a minute later costs more than a member too many (docs/instances-model.md)."""
+        return max(self.filters_per_s(level, horizon_s), self.quantile_per_s(level, horizon_s))
+
+    def filters_per_s(self, level: float, horizon_s: float, window_s: float | None = None) -> float:
+        """As `quantile_per_s`, by the filters alone."""
         mean, variance = self._moments(horizon_s)
         if window_s is not None:
             variance += self.dispersion / (4.0 * window_s)
@@ -86,8 +113,12 @@ class RateForecast:
         variances = moved + ahead * self.level_q + ahead * reach**2 / 3.0 * self.slope_q
         mean = float(self.weight @ means)
         variance = float(self.weight @ (variances + (means - mean) ** 2))
-        mean += self.day_factor * promised(self.day, self.made_s - self.age_s, ahead)
+        mean += self._daily(horizon_s)
         return mean, min(variance, LARGEST_VARIANCE * (1.0 + abs(mean)) ** 2)
+
+    def _daily(self, horizon_s: float) -> float:
+        """Change of y that the daily pattern promises, as far as it kept its promises."""
+        return self.day_factor * promised(self.day, self.made_s - self.age_s, self.age_s + horizon_s)
 
 
 class RateLearner:
@@ -113,6 +144,7 @@ class RateLearner:
         self._square = np.ones((2, len(HORIZONS_S)))  # of errors below and above, relative to the spread
         self._told = np.full((2, len(HORIZONS_S)), FIRST_CHECKS)
         self._checked_s = -np.inf
+        self._judge = ExpertJudge()
 
     def observe(self, start_s: float, dt_s: float, arrivals: float) -> None:
         """`arrivals` came in the `dt_s` seconds from `start_s`. Raises ValueError for nonsense.
@@ -154,6 +186,7 @@ class RateLearner:
             scale=self._scale(),
             day=self._day.copy() if np.isfinite(self._day).sum() > SLOTS // 2 else None,
             day_factor=self._day_factor,
+            experts=self._judge.view(),
         )
 
     def _scale(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -168,6 +201,7 @@ class RateLearner:
         if seconds <= 0.0:
             return
         y, end_s = sqrt(count / seconds), begun_s + seconds
+        self._judge.learn(end_s, seconds, count)
         self._check(end_s, seconds, y)
         self._move(end_s)
         self._fold(y, seconds)
@@ -235,12 +269,14 @@ class RateLearner:
         self._day[place] = mean if not np.isfinite(known) else known + 0.4 * (mean - known)
 
     def _ask_checks(self, end_s: float) -> None:
-        if end_s - self._checked_s < 30.0:
-            return
-        self._checked_s = end_s
         made = self.forecast(end_s)
         if made is None:
             return
+        said = [[made.filters_per_s(level, h, JUDGED_S) for level in LEVELS] for h in HORIZONS_S]
+        self._judge.ask(end_s, said, [made._daily(h) for h in HORIZONS_S], made.experts)
+        if end_s - self._checked_s < 30.0:
+            return
+        self._checked_s = end_s
         for i, horizon_s in enumerate(HORIZONS_S):
             mean, variance = made._moments(horizon_s)
             self._checks.append((end_s + horizon_s, i, mean, variance, made.dispersion))

@@ -110,8 +110,8 @@ class RateOutlook(Protocol):
     def mean_per_s(self, horizon_s: float) -> float:
         """Expected rate of arrivals per second `horizon_s` from now."""
 
-    def quantile_per_s(self, level: float, horizon_s: float) -> float:
-        """Rate that the traffic is below with probability `level`, `horizon_s` from now."""
+    def cautious_per_s(self, level: float, horizon_s: float) -> float:
+        """What the traffic stays below with at least the probability `level`: capacity is planned for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class RateSummary:
     def mean_per_s(self, horizon_s: float) -> float:
         return self.now_per_s
 
-    def quantile_per_s(self, level: float, horizon_s: float) -> float:
+    def cautious_per_s(self, level: float, horizon_s: float) -> float:
         return self.upper_per_s if level > 0.5 else self.now_per_s
 
 
@@ -194,8 +194,9 @@ class PoolParams:
 
     `minimum`, `maximum`: ready members over all kinds. `gpus`: that the pool may hold at once (None: as
     many as its members name). `cooldown_s`: after any change nothing is taken away for so long.
-    `less_for_s`: fewer must have been enough for so long before one goes. `survivors_load_max`: share of
-    their largest rate that those who stay may carry after one left. `forecast_quantile`: quantile of the rate
+    `less_for_s`: fewer must have been enough for so long before one goes. `load_max`: share of
+    their largest rate up to which those who serve are enough; `survivors_load_max`: and those who stay after
+    one left. `forecast_quantile`: quantile of the rate
     that capacity is planned for. `drain_s`: how long a drain usually takes. `stay_s`: how long a change is
     expected to last; a start must repay itself in it. `mixed`: whether members of several kinds may serve
     side by side for long; False where the router cannot give each its share.
@@ -209,7 +210,8 @@ class PoolParams:
     less_for_s: float = 60.0
     start_timeout_s: float = 600.0
     retry_s: float = 120.0
-    survivors_load_max: float = 0.95
+    load_max: float = 0.9
+    survivors_load_max: float = 0.8
     forecast_quantile: float = 0.8
     drain_s: float = 30.0
     stay_s: float = 900.0
@@ -226,8 +228,9 @@ class PoolParams:
                 raise ValueError(f"{key} must be positive and finite, got {getattr(self, key)}")
         for key in ("cooldown_s", "less_for_s", "retry_s", "drain_s", "min_gain_ratio"):
             _not_negative(key, getattr(self, key))
-        if not 0.0 < self.survivors_load_max <= 1.0:
-            raise ValueError(f"survivors_load_max must be in (0, 1], got {self.survivors_load_max}")
+        for key in ("load_max", "survivors_load_max"):
+            if not 0.0 < getattr(self, key) <= 1.0:
+                raise ValueError(f"{key} must be in (0, 1], got {getattr(self, key)}")
         if not 0.5 <= self.forecast_quantile < 1.0:
             raise ValueError(f"forecast_quantile must be in [0.5, 1), got {self.forecast_quantile}")
 

@@ -37,11 +37,12 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Requests per second: expected, and the upper quantile when one more could serve, and until one that
-    leaves could be back from sleep or from stopped."""
+    """Requests per second: expected, and the upper quantile when one more could serve, when the one after
+    that could, and until one that leaves could be back from sleep or from stopped."""
 
     mean: float
     soon: float
+    after: float
     back: float
     back_from_stop: float
     lead_s: float
@@ -54,15 +55,17 @@ class Rates:
         wake_s = max((k.wake_s if k.can_sleep else k.start_s for k in kinds), default=0.0)
         start_s = max((k.start_s for k in kinds), default=0.0)
         waiting = sum(m.waiting for m in state.members)
-        soon = max(rate.quantile_per_s(level, lead_s), 0.0) + waiting / max(lead_s, params.drain_s)
+        fresh = max(rate.cautious_per_s(level, lead_s), 0.0)
+        soon = fresh + waiting / max(lead_s, params.drain_s)
 
         def until(horizon_s: float) -> float:
             parts = (0.0, horizon_s / 2.0, horizon_s)
-            return max(soon, *(rate.quantile_per_s(level, part) for part in parts))
+            return max(soon, *(rate.cautious_per_s(level, part) for part in parts))
 
         back = until(params.drain_s + wake_s + params.period_s)
         longest = until(params.drain_s + start_s + params.period_s)
-        return cls(max(rate.mean_per_s(lead_s), 0.0), soon, back, max(back, longest), lead_s)
+        after = max(soon, rate.cautious_per_s(level, lead_s + start_s) + soon - fresh)
+        return cls(max(rate.mean_per_s(lead_s), 0.0), soon, after, back, max(back, longest), lead_s)
 
 
 def wish_of(state: PoolState, crew: Crew, memory: PlanMemory) -> Wish:
@@ -85,7 +88,7 @@ def wish_of(state: PoolState, crew: Crew, memory: PlanMemory) -> Wish:
     near = _near(options, here, crew)
     least = min(crew.params.minimum, int(total[near].max(initial=0)))  # as many as can be had
     legal = near & (total >= least)
-    enough = legal & (options.capacity_per_s >= rates.soon)
+    enough = legal & (options.capacity_per_s * crew.params.load_max >= rates.soon)
     if not enough[here]:
         return _more(options, here, rates, enough, legal, crew)
     return _perhaps_less(options, here, rates, legal, crew, memory)
@@ -136,7 +139,9 @@ def _kept(options: Choices, here: int, crew: Crew, memory: PlanMemory) -> dict[s
 def _more(options: Choices, here: int, rates: Rates, enough: BoolArray, legal: BoolArray, crew: Crew) -> Wish:
     level = crew.params.forecast_quantile
     extra = _switch_w(options, here, crew)
-    best = options.cheapest(rates.mean, enough, extra)
+    # What is started now must do until the next one could follow it.
+    lasting = enough & (options.capacity_per_s * crew.params.load_max >= rates.after)
+    best = options.cheapest(rates.mean, lasting if lasting.any() else enough, extra)
     need = (
         f"up to {rates.soon:.3g}/s ({level:.0%}) in {rates.lead_s:.0f} s, "
         f"{told(options.named(here))} carry {options.capacity_per_s[here]:.3g}/s"

@@ -194,7 +194,7 @@ class Counted:
 def test_constant_rate_settles(ready: int) -> None:
     """At a constant rate, its counts random, the number of members changes at most once after settling."""
     changes = {}
-    for rate in np.arange(ready / 8.0, 11.6, 1.0):
+    for rate in np.arange(ready / 8.0, 11.6, 1.5):
         world = World({"l20": kind()}, PoolParams(1, 4), Counted(float(rate), 100), members(4, ready))
         world.run(2400.0)
         changes[float(rate)] = world.changes(900.0)

@@ -23,7 +23,9 @@ from kvwattd.pool.counts import ScaleCounts
 from kvwattd.pool.task import Pool
 
 NAMES = ("a", "b", "c")
-PARAMS = PoolParams(minimum=1, maximum=3, period_s=1.0, cooldown_s=4.0, less_for_s=2.0)
+PARAMS = PoolParams(
+    minimum=1, maximum=3, period_s=1.0, cooldown_s=4.0, less_for_s=2.0, load_max=1.0, survivors_load_max=0.95
+)
 POLL_S = 0.5
 
 

@@ -175,6 +175,6 @@ def test_a_short_day_is_learned_as_a_whole_one() -> None:
     long, quick = whole.forecast(20_000.0), short.forecast(200.0)
     assert long is not None and quick is not None
     assert quick.mean_per_s(3.0) == pytest.approx(100.0 * long.mean_per_s(300.0), rel=1e-9)
-    assert quick.quantile_per_s(0.95, 3.0) == pytest.approx(
-        100.0 * long.quantile_per_s(0.95, 300.0), rel=1e-9
+    assert quick.cautious_per_s(0.95, 3.0) == pytest.approx(
+        100.0 * long.cautious_per_s(0.95, 300.0), rel=1e-9
     )

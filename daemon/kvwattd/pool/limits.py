@@ -25,6 +25,7 @@ def pool_params(pool: PoolConfig, members: int) -> PoolParams:
         less_for_s=pool.less_for_s,
         start_timeout_s=pool.start_timeout_s,
         retry_s=pool.retry_s,
+        load_max=pool.load_max,
         survivors_load_max=pool.survivors_load_max,
         forecast_quantile=pool.forecast_quantile,
         drain_s=pool.expect.drain_s,

@@ -26,6 +26,7 @@ class ManualScale:
             maximum=self.instances,
             cooldown_s=0.0,
             less_for_s=0.0,
+            load_max=1.0,
             survivors_load_max=1.0,
         )
 

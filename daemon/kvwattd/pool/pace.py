@@ -21,9 +21,9 @@ class PacedOutlook:
         """Expected rate of arrivals per second `horizon_s` from now."""
         return self.inner.mean_per_s(horizon_s * self.pace) * self.pace
 
-    def quantile_per_s(self, level: float, horizon_s: float) -> float:
-        """Rate `horizon_s` from now that the traffic stays below with probability `level`."""
-        return self.inner.quantile_per_s(level, horizon_s * self.pace) * self.pace
+    def cautious_per_s(self, level: float, horizon_s: float) -> float:
+        """Rate `horizon_s` from now that the traffic stays below with at least the probability `level`."""
+        return self.inner.cautious_per_s(level, horizon_s * self.pace) * self.pace
 
 
 class PacedLearner:

@@ -215,7 +215,7 @@ class Pool:
 
     def _sane(self, forecast: RateOutlook) -> bool:
         return isfinite(forecast.mean_per_s(0.0)) and isfinite(
-            forecast.quantile_per_s(self.params.forecast_quantile, self.params.period_s)
+            forecast.cautious_per_s(self.params.forecast_quantile, self.params.period_s)
         )
 
     async def _apply(self, actions: tuple[PoolAction, ...]) -> tuple[Refusal, ...]:

@@ -114,7 +114,7 @@ def _forecast(pool: Pool) -> RateForecastView | None:
         horizon_s=horizon_s,
         mean_per_s=max(seen.mean_per_s(horizon_s), 0.0),
         quantile=level,
-        quantile_per_s=max(seen.quantile_per_s(level, horizon_s), 0.0),
+        quantile_per_s=max(seen.cautious_per_s(level, horizon_s), 0.0),
     )
 
 

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+from kvwatt_sim.cards import Card
 from kvwatt_sim.day.server import Kind
 from kvwatt_sim.day.traffic import day_requests, scaled
 from kvwatt_sim.gpu import power_w
@@ -90,7 +92,7 @@ def setting(
     places, parked_w, reference = _a100(source) if name == "a100" else _l20(source, name)
     by_name = {place.name: place for place in places}
     card = by_name[reference[0]].kind.card
-    fitted = scenario.fitted(card, source)
+    fitted, promises = _traffic(by_name[reference[0]].kind.name, card, tuple(source))
     peak = PEAK * sum(by_name[member].kind.capacity_per_s for member in reference)
     wanted = scaled(rates, peak)
     return Setting(
@@ -102,12 +104,22 @@ def setting(
         requests=day_requests(wanted, fitted, day_s, seed),
         rates_per_s=wanted,
         day_s=day_s,
-        promises=scenario.promises(card, PRESET, fitted),
+        promises=promises,
     )
 
 
-def kind_of(plant: str, source: Sequence[TraceRequest]) -> Kind:
-    """The engine shape called `l20`, `a100-tp2` ...; finds its capacity (some seconds)."""
+@lru_cache(maxsize=4)
+def _traffic(
+    kind: str, card: Card, source: tuple[TraceRequest, ...]
+) -> tuple[tuple[TraceRequest, ...], Promises]:
+    """The trace as it fits the card, and what is promised of it."""
+    fitted = scenario.fitted(card, source)
+    return fitted, scenario.promises(card, PRESET, fitted)
+
+
+@lru_cache(maxsize=8)
+def kind_of(plant: str, source: tuple[TraceRequest, ...]) -> Kind:
+    """The engine shape called `l20`, `a100-tp2` ...; finds its capacity (some seconds, once)."""
     card = scenario.plant(plant)
     shape = scenario.shape_for(card, PRESET)
     clocks = scenario.clocks(card)
@@ -126,14 +138,14 @@ def kind_of(plant: str, source: Sequence[TraceRequest]) -> Kind:
 
 
 def _l20(source: Sequence[TraceRequest], name: str) -> tuple[tuple[Place, ...], float, tuple[str, ...]]:
-    kind = kind_of("l20", source)
+    kind = kind_of("l20", tuple(source))
     places = tuple(Place(f"l20-{i}", kind, frozenset({f"g{i}"})) for i in range(L20S))
     parked_w = kind.card.parked_w if name == "l20-parked" else 0.0
     return places, parked_w, tuple(place.name for place in places)
 
 
 def _a100(source: Sequence[TraceRequest]) -> tuple[tuple[Place, ...], float, tuple[str, ...]]:
-    four, two, one = (kind_of(f"a100-tp{tp}", source) for tp in (4, 2, 1))
+    four, two, one = (kind_of(f"a100-tp{tp}", tuple(source)) for tp in (4, 2, 1))
     places = [Place("tp4", four, frozenset({"g0", "g1", "g2", "g3"}))]
     places += [Place(f"tp2-{i}", two, frozenset({f"g{4 + 2 * i}", f"g{5 + 2 * i}"})) for i in range(2)]
     places += [Place(f"tp1-{i}", one, frozenset({f"g{7 - i}"})) for i in range(4)]
