@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvwatt.policy import PolicyParams
 from kvwatt.state import EngineSnapshot, EngineState, Histogram, Metric, RequestState, Slo, SloTarget
+from kvwatt.traffic import Traffic
 from kvwatt_sim.replay.controller import FixedClock, replay
 from kvwatt_sim.replay.kvwatt_controller import KvwattController
 from kvwatt_sim.replay.models import compiled_model
@@ -21,7 +23,7 @@ from kvwattd.config import Mode
 from kvwattd.promises import Judged
 from kvwattd.shadow.account import TRANSFER_RATIO, would_error_ratio
 from kvwattd.shadow.engine import ShadowEngine
-from kvwattd.shadow.pace import NO_PACE, Pace, Steps
+from kvwattd.shadow.pace import NO_PACE, Pace, Steps, pace_of
 from kvwattd.vllm_plugin.wire import Finished
 
 SLO = Slo(SloTarget(1.0), SloTarget(0.1), SloTarget(10.0))
@@ -110,6 +112,26 @@ def test_an_engine_that_rests_makes_no_steps_and_those_who_would_stay_go_on() ->
     for second in range(12, 16):
         engine.on_page(page(float(second), 550.0, running=0), HALF, SLO, Judged((), ()))
     assert engine.state(told(15.0)).running == 0
+
+
+def test_the_pace_is_the_model_s_at_both_clocks_and_batches() -> None:
+    """Driver default is the top clock; a larger batch is slower there, too; a prompt's step takes longer."""
+    card = plant("l20")
+    shape = card.engine_shape()
+    model = compiled_model(card, clocks(card), shape)
+    small, large = (8.0, 10_000.0), (16.0, 20_000.0)
+    same = pace_of(model, shape, seen(), None, small, small)
+    assert same.ratio == 1.0 and same.first_ratio == 1.0 and 0.01 < same.would_s < 0.1
+    assert pace_of(model, shape, seen(), None, small, large).ratio < 1.0
+    slow = pace_of(model, shape, seen(), 900, small, large)
+    assert slow.ratio < pace_of(model, shape, seen(), 1500, small, large).ratio < 1.0
+    assert slow.first_ratio > 1.5
+
+
+def seen() -> Traffic:
+    """A request a second of 1,000 tokens, 200 out."""
+    none = np.zeros(0)
+    return Traffic(1.0, 1.2, 1.0, 1.0, 1000.0, 500.0, none, 200.0, none, 600.0, 0.0, 0.0, 0.0, 60.0, 100.0)
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 10.0), st.floats(0.1, 500.0)), min_size=1, max_size=30))

@@ -18,7 +18,7 @@ LEAST_CHUNK = 64.0
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Of the model, at driver default and at the clock decided on: seconds per token and per full step."""
+    """Of the model, at driver default and at the clock decided on: seconds per token."""
 
     default_s: float = 1.0
     would_s: float = 1.0
@@ -42,9 +42,8 @@ def pace_of(
     would: tuple[float, float],
 ) -> Pace:
     """`at_default`, `would`: batch and KV tokens. A clock of None is driver default."""
-    if clock_mhz is None:
-        return NO_PACE
-    column = min(int(np.searchsorted(model.clocks_mhz, clock_mhz)), len(model.clocks_mhz) - 1)
+    top = len(model.clocks_mhz) - 1
+    column = top if clock_mhz is None else min(int(np.searchsorted(model.clocks_mhz, clock_mhz)), top)
     chunk = min(max(traffic.prompt_mean_tokens, LEAST_CHUNK), float(shape.max_num_batched_tokens))
     batch = np.repeat(np.clip((at_default[0], would[0]), 1.0, shape.max_num_seqs), 2)
     kv = np.repeat((at_default[1], would[1]), 2)
