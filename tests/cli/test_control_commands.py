@@ -138,7 +138,8 @@ async def test_override_and_scale_are_refused_with_what_is_accepted(served: Serv
 async def test_override_is_held_and_ended(served: Served) -> None:
     served.daemon.set_mode(Mode.ACTIVE)
     held = await served(override, "chat", "default", "--for", "5m")
-    assert held.exit_code == 0 and "driver default for 300 s more" in held.output
+    assert held.exit_code == 0 and "chat: driver default for" in held.output and "undo: " in held.output
+    assert served.daemon.runs["chat"].override is not None
     assert (await served(override, "chat", "--end")).output.strip() == "chat: automatic"
 
 
