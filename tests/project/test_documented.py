@@ -82,7 +82,7 @@ METRIC = re.compile(r"(?<![\w/.:-])kvwatt_[a-z0-9_]+")
 CALL = re.compile(r"/api/v1/([\w/.{}-]*[\w}])")
 KEY = re.compile(r"`\[*([a-z_]+(?:\.[a-z_0-9]+)+)\]*(?: =[^`]*)?`")
 DESCRIPTION = "/api/v1/openapi.json"
-FILE = re.compile(r"\.(md|py|toml|db|txt)$")
+FILE = re.compile(r"\.(md|py|toml|db|txt|json)$")
 
 
 def test_no_text_names_a_metric_a_call_or_a_key_that_is_not_there() -> None:

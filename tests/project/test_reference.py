@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvwattd.docs import FOLDER, artifacts, guard, pages
+from kvwattd.docs import FOLDER, artifacts, fields, guard, pages
 
 ROOT = Path(__file__).parents[2]
 PAGES = pages(ROOT)
@@ -36,3 +36,13 @@ def test_what_is_told_beside_the_code_is_complete() -> None:
     said = {one.name for one in artifacts.fields_of(artifacts.Manifest) if one.said}
     assert set(artifacts.manifest_keys()) == said | artifacts.MANIFEST.keys()
     assert set(artifacts.COLUMNS) == artifacts.PROFILE.keys()
+
+
+def test_no_field_of_a_file_or_message_is_left_out() -> None:
+    """What is read from the sources, with its comments, are all fields that there are at run time."""
+    modules = (artifacts.wire, artifacts.told, artifacts.lines, guard.protocol)
+    kinds = [kind for module in modules for kind in vars(module).values() if hasattr(kind, "__match_args__")]
+    kinds += [artifacts.Entry, artifacts.Record, artifacts.Current, artifacts.Manifest]
+    assert len(kinds) > 12
+    for kind in kinds:
+        assert [one.name for one in fields.fields_of(kind)] == list(kind.__annotations__), kind

@@ -14,7 +14,7 @@ from kvwattd.ledger.entry import Entry
 from kvwattd.ledger.schema import MIGRATIONS
 from kvwattd.model_versions import Current, Record
 from kvwattd.recording import lines
-from kvwattd.vllm_plugin import wire
+from kvwattd.vllm_plugin import told, wire
 
 _KEY = re.compile(r'^ {8}"(\w+)":', re.MULTILINE)
 # Keys and columns whose place in the code has no comment; a test compares them with what is written.
@@ -63,7 +63,7 @@ def page() -> str:
     return (
         f"# Files\n\n{NOTE}\n"
         "None of them is executed when it is read: JSON, CSV, LightGBM's text, SQLite, msgpack.\n\n"
-        f"{_model()}\n\n{_profile()}\n\n{_versions()}\n\n{_recording()}\n\n{_ledger()}\n\n{_tap()}\n"
+        f"{_model()}\n\n{_profile()}\n\n{_versions()}\n\n{_recording()}\n\n{_ledger()}\n\n{_tap()}\n\n{_told()}\n"
     )
 
 
@@ -125,6 +125,18 @@ def _tap() -> str:
         f"## Tap records\n\nVersion {wire.VERSION}. One msgpack array a step in a unix datagram of at most "
         f"{wire.MAX_BYTES:,} bytes, fields in this order. Arrays may grow at their end.\n\n"
         + "\n\n".join(_struct(kind) for kind in (wire.Record, wire.Finished, wire.Started))
+        + f"\n\nWith kvwatt's scheduler in vLLM another one comes once a second; its first field is "
+        f"{wire.SCHEDULER_VERSION}.\n\n{_struct(wire.SchedulerRecord)}"
+    )
+
+
+def _told() -> str:
+    return (
+        f"## What the scheduler is told\n\n`{told.FILE_NAME}`, JSON, version {told.VERSION}, replaced every "
+        f"few seconds by the daemon and believed for {told.FRESH_S:.0f} s.\n\n"
+        + "\n\n".join(
+            _struct(kind) for kind in (told.Message, told.Told, told.Lengths, told.Promises, told.StepCost)
+        )
     )
 
 

@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 
 _FIELD = re.compile(
-    r"^    (?P<name>[A-Za-z_]\w*)(?:: (?P<type>[^=#]+?))?(?: = (?P<value>.+?))?(?:  # (?P<said>.*))?$"
+    r"^    (?P<name>[A-Za-z_]\w*)(?:: (?P<type>.+?))?(?: = (?P<value>.+?))?(?:  # (?P<said>.*))?$"
 )
+_CHECKED = re.compile(r"^Annotated\[(.+?), \w+\.Meta\(.*\)\]$")  # bounds are the code's business
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,9 @@ def _without_docstring(lines: list[str]) -> list[str]:
 
 def rows(kind: type) -> list[list[str]]:
     """name, type with its default, meaning."""
-    return [
-        [f"`{one.name}`", f"`{one.type}`" + (f" = `{one.value}`" if one.value else ""), one.said or "–"]
-        for one in fields_of(kind)
-    ]
+    return [[f"`{one.name}`", _type(one), one.said or "–"] for one in fields_of(kind)]
+
+
+def _type(one: Field) -> str:
+    shown = _CHECKED.sub(r"\1", one.type)
+    return f"`{shown}` = `{one.value}`" if one.value else f"`{shown}`"
