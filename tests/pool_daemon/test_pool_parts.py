@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,8 +16,9 @@ from kvwatt.pool import ActionKind, Member, MemberStatus, PlanMemory
 from kvwattd.instances.router import RouterError
 from kvwattd.pool import capacity
 from kvwattd.pool.arrivals import Arrivals
-from kvwattd.pool.capacity_worker import TABLE, Job, Promise, Shape, Table
+from kvwattd.pool.capacity_worker import TABLE, Group, Job, Promise, Shape, Table
 from kvwattd.pool.minimum import to_minimum
+from kvwattd.pool.minutes import Minutes
 from kvwattd.pool.pace import PacedLearner
 from kvwattd.pool.shares import Shares
 
@@ -75,6 +77,33 @@ async def test_shares_are_told_where_kinds_differ(caplog: pytest.LogCaptureFixtu
     assert caplog.text.count("nobody is there") == 1
 
 
+def minutes_of(prompts: Sequence[float], per_minute: int, variation: float) -> Minutes:
+    """Minutes whose prompts have these means, each of so many requests that vary so much by themselves."""
+    rng, seen = np.random.default_rng(100), Minutes()
+    total = np.zeros(3)
+    for number, mean in enumerate(prompts):
+        tokens = rng.gamma(variation**-2, mean * variation**2, per_minute).sum()
+        now = replace(
+            page(60.0 * number, total[0]), prompt_tokens_total=total[1], generation_tokens_total=total[2]
+        )
+        seen.observe(60.0 * number, {"a": now, "b": page(0.0)})
+        total += (per_minute, tokens, per_minute * 3e5 / mean)
+    return seen
+
+
+def test_minutes_of_long_prompts_are_told_apart() -> None:
+    """As far as chance does not explain them; answers move as they did; few minutes tell nothing."""
+    moving = [500.0, 1000.0, 1500.0] * 30
+    assert minutes_of(moving[:20], 200, 1.0).groups(1.0) == ()
+    found = minutes_of(moving, 200, 1.0).groups(1.0)
+    assert [round(group.prompts, 1) for group in found] == [0.5, 1.0, 1.5]
+    assert found[0].outputs > found[1].outputs > found[2].outputs
+    assert sum(group.share for group in found) == pytest.approx(1.0)
+    still = minutes_of([1000.0] * 90, 10, 1.0)
+    assert all(group.prompts == pytest.approx(1.0, abs=0.15) for group in still.groups(1.0))
+    assert max(group.prompts for group in still.groups(0.0)) > 1.25, "by chance"
+
+
 MEMBERS = st.lists(
     st.tuples(
         st.sampled_from(MemberStatus), st.floats(0.0, 1000.0), st.sets(st.sampled_from("wxyz"), max_size=2)
@@ -125,6 +154,7 @@ JOB = Job(
     prompts=(100.0, 300.0),
     outputs=(10.0, 30.0),
     dispersion=1.5,
+    groups=(Group(0.5, 0.8, 1.1), Group(0.5, 1.2, 0.9)),
 )
 MADE = Table(
     job=JOB,

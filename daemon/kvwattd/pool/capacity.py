@@ -23,6 +23,7 @@ from kvwatt.capacity_table import CapacityTable
 from kvwatt.compiled import CompiledModel
 from kvwattd.instance import InstanceRuntime
 from kvwattd.pool.capacity_worker import JOB, MODEL, TABLE, Job, Promise, Shape, Table, save_model
+from kvwattd.pool.minutes import Minutes
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class CapacityError(Exception):
     """No table came of it."""
 
 
-def job_of(run: InstanceRuntime) -> tuple[Job, CompiledModel] | None:
+def job_of(run: InstanceRuntime, minutes: Minutes) -> tuple[Job, CompiledModel] | None:
     """What a table for this instance would rest on; None while model or lengths are not known."""
     compiled, shape, traffic = run.model.compiled, run.shape(), run.observation.traffic(run.slo)
     outputs, prompts = run.observation.estimator.outputs, run.observation.estimator.prompts
@@ -47,6 +48,7 @@ def job_of(run: InstanceRuntime) -> tuple[Job, CompiledModel] | None:
         return None
     computed = traffic.prompt_mean_tokens / max(prompts.mean_tokens, 1.0)  # prefix hits are taken off
     levels = ((np.arange(LENGTHS) + 0.5) / LENGTHS).tolist()
+    sizes = [max(computed * prompts.quantile(level), 1.0) for level in levels]
     job = Job(
         upper_factor=compiled.upper_factor,
         clocks_mhz=tuple(compiled.clocks_mhz[column] for column in columns_of(compiled)),
@@ -55,9 +57,10 @@ def job_of(run: InstanceRuntime) -> tuple[Job, CompiledModel] | None:
             str(metric): Promise(limit_s=target.limit_s, quantile=target.quantile)
             for metric, target in targets(run.slo).items()
         },
-        prompts=tuple(max(computed * prompts.quantile(level), 1.0) for level in levels),
+        prompts=tuple(sizes),
         outputs=tuple(max(outputs.quantile(level), 1.0) for level in levels),
         dispersion=max(traffic.dispersion, 1.0),
+        groups=minutes.groups(float(np.std(sizes) / np.mean(sizes))),
     )
     return job, compiled
 
@@ -87,8 +90,14 @@ def outdated(made: Table, job: Job, digest: str) -> bool:
         (fmean(before.prompts), fmean(job.prompts)),
         (fmean(before.outputs), fmean(job.outputs)),
         (before.dispersion, job.dispersion),
+        (_heaviest(before), _heaviest(job)),
     )
     return any(abs(new / old - 1.0) > CHANGED_RATIO for old, new in pairs)
+
+
+def _heaviest(job: Job) -> float:
+    """Prompts in the heaviest minutes, as a factor."""
+    return max((group.prompts for group in job.groups), default=1.0)
 
 
 async def made_by_worker(folder: Path, job: Job, compiled: CompiledModel, digest: str) -> Table:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from kvwatt.capacity_table import CapacityTable
 from kvwatt.compiled import CompiledModel
-from kvwatt.queueing import InstanceQueue, capacity_table
+from kvwatt.queueing import InstanceQueue, MixedQueue, Regime, capacity_table
 from kvwatt.queueing_demand import Demand, lengths
 from kvwatt.state import EngineShape, Slo, SloTarget
 
@@ -40,8 +41,17 @@ class Promise(_File):
     quantile: float
 
 
+class Group(NamedTuple):
+    """Minutes of the share `share`, whose lengths are these factors of the mean ones."""
+
+    share: float
+    prompts: float
+    outputs: float
+
+
 class Job(_File):
-    """What a table depends on, but for the model. `prompts`, `outputs`: lengths of equal probability."""
+    """What a table depends on, but for the model. `prompts`, `outputs`: lengths of equal probability;
+    `groups`: how they move with the minutes, nothing where that is not known."""
 
     upper_factor: float
     clocks_mhz: tuple[int, ...]
@@ -50,9 +60,13 @@ class Job(_File):
     prompts: tuple[float, ...]
     outputs: tuple[float, ...]
     dispersion: float
+    groups: tuple[Group, ...] = ()
 
-    def demand(self) -> Demand:
-        return Demand(lengths(self.prompts), lengths(self.outputs), self.dispersion)
+    def demand(self, group: Group = Group(1.0, 1.0, 1.0)) -> Demand:  # noqa: B008  # a constant
+        """Of one group of minutes."""
+        prompts = [max(tokens * group.prompts, 1.0) for tokens in self.prompts]
+        outputs = [max(tokens * group.outputs, 1.0) for tokens in self.outputs]
+        return Demand(lengths(prompts), lengths(outputs), self.dispersion)
 
     def promises(self) -> Slo:
         return Slo(**{name: SloTarget(p.limit_s, p.quantile) for name, p in self.slo.items()})
@@ -101,7 +115,13 @@ def load_model(path: Path, job: Job) -> CompiledModel:
 
 def make(model: CompiledModel, job: Job, digest: str) -> Table:
     """The table itself."""
-    queue = InstanceQueue(model, EngineShape(**job.shape.model_dump()), job.demand())
+    shape = EngineShape(**job.shape.model_dump())
+    queue = MixedQueue(
+        [
+            Regime(group.share, 1.0, InstanceQueue(model, shape, job.demand(group)))
+            for group in job.groups or (Group(1.0, 1.0, 1.0),)
+        ]
+    )
     made = capacity_table(queue, job.promises())
     return Table(
         job=job,

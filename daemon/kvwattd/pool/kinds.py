@@ -20,7 +20,9 @@ from kvwattd.pool import capacity
 from kvwattd.pool.capacity import CapacityError
 from kvwattd.pool.capacity_worker import Job, Table
 from kvwattd.pool.counts import ScaleCounts
+from kvwattd.pool.minutes import Minutes
 from kvwattd.pool.power import RestPower
+from kvwattd.pool.seen import pages
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +55,13 @@ class KindBook:
         self._gpus: dict[str, int] = {}
         self._making: asyncio.Task[None] | None = None
         self.power = RestPower(runs, expect)
+        self._minutes = Minutes()
 
     def refresh(self, members: tuple[Member, ...], now_s: float) -> None:
         """Take up readings, and have a table made where one is missing or outdated; waits for nothing."""
         self.power.observe(members, now_s)
+        seen = pages(members, self._runs, now_s)
+        self._minutes.observe(now_s, {name: page for name, page in seen.items() if page is not None})
         for member in members:
             self._gpus[member.kind] = len(self._runs[member.name].config.gpus)
         if self._making is not None and not self._making.done():
@@ -72,7 +77,7 @@ class KindBook:
         """Of the member that has seen most requests end."""
         runs.sort(key=lambda run: -run.observation.estimator.outputs.weight_requests)
         for run in runs:
-            job = capacity.job_of(run)
+            job = capacity.job_of(run, self._minutes)
             if job is not None:
                 return *job, self._digest(run.name, job[1])
         return None
