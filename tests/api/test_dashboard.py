@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -10,14 +11,16 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
-from fake_plane import TOKEN, FakePlane
+from fake_plane import TOKEN, TRAJECTORY, FakePlane
 from playwright.async_api import Browser, Error, Page, async_playwright, expect
 from token_files import in_process, opened
 
 from kvwattd.api.app import create_app
 from kvwattd.api.auth import Access
+from kvwattd.api.schemas import InstanceView, TrajectoryView
 from kvwattd.api.server import ApiServer, Endpoints
 from kvwattd.config import Mode
+from kvwattd.dashboard.events import TRAJECTORIES, Frames
 from kvwattd.dashboard.files import NAMES, PLOTLY
 
 PATIENCE_MS = 20_000
@@ -179,6 +182,29 @@ async def test_events_ask_for_a_token_where_reading_does(token_file: Path) -> No
     async with in_process(create_app(FakePlane(), opened(token_file, "token"))) as stranger:
         assert (await stranger.get("/")).status_code == 200
         assert (await stranger.get("/api/v1/events")).status_code == 401
+
+
+class Many(FakePlane):
+    """More instances than a frame has room for."""
+
+    def instances(self) -> list[InstanceView]:
+        chat = super().instances()[0]
+        return [chat.model_copy(update={"name": f"chat{n}"}) for n in range(TRAJECTORIES + 3)]
+
+    def trajectory(self, instance: str) -> TrajectoryView | None:
+        return TRAJECTORY
+
+
+async def test_a_frame_has_the_course_of_the_first_instances_and_rest_of_each(
+    client: httpx.AsyncClient,
+) -> None:
+    """Bounded, as it is made on the daemon's loop; the page asks for the one that it shows."""
+    frame = json.loads(Frames(Many()).newest().removeprefix("data: "))
+    assert len(frame["status"]["instances"]) == TRAJECTORIES + 3
+    assert list(frame["trajectories"]) == [f"chat{n}" for n in range(TRAJECTORIES)]
+    one = (await client.get("/api/v1/instances/chat/trajectory")).json()
+    assert one == frame["trajectories"]["chat0"] == TRAJECTORY.model_dump()
+    assert (await client.get("/api/v1/instances/nobody/trajectory")).status_code == 404
 
 
 async def test_every_file_is_served_with_its_headers(client: httpx.AsyncClient) -> None:

@@ -41,12 +41,14 @@ function* instanceAlarms(one) {
 export function tiles(status) {
   const all = status.instances;
   const sum = (pick) => all.reduce((total, one) => total + (pick(one) ?? 0), 0);
-  const inside = sum((one) => one.running);
+  const seen = all.filter((one) => one.telemetry.fresh);
+  const inside = (key) => (seen.length ? seen.reduce((total, one) => total + (one[key] ?? 0), 0) : "–");
+  const unseen = all.filter((one) => !one.telemetry.fresh && one.regime !== "parked").length;
   return [
     tile("power now", watts(sum((one) => one.power_w)), `${energy(sum((one) => one.energy_j))} in ${lasting(status.uptime_s)}`),
     saving(status, sum((one) => one.savings?.saved_j), sum((one) => one.savings?.baseline_j)),
     least(all),
-    tile("requests", `${inside} running`, `${sum((one) => one.waiting)} waiting`),
+    tile("requests", `${inside("running")} running`, `${inside("waiting")} waiting${unseen ? `; not seen: ${unseen} of ${all.length} instances` : ""}`),
     guardTile(status.guard),
   ];
 }

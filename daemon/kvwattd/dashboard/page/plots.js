@@ -12,7 +12,7 @@ export function setSpan(seconds) { span_s = seconds; }
 export function remember(frame) {
   for (const one of frame.status.instances) {
     const kept = past.get(one.name) ?? [];
-    const course = frame.trajectories[one.name] ?? null;
+    const course = (one.telemetry.fresh && frame.trajectories[one.name]) || null;
     kept.push(point(frame.unix_s, one, course));
     if (kept.length > KEPT) kept.shift();
     past.set(one.name, kept);
@@ -22,6 +22,7 @@ export function remember(frame) {
 
 function point(unix_s, one, course) {
   const actual = one.gpus.map((gpu) => gpu.clock_actual_mhz).filter((mhz) => mhz !== null);
+  const seen = one.telemetry.fresh ? one : {};
   const decided = one.shadow ? one.shadow.clock_mhz : one.clock_target_mhz;
   return {
     unix_s,
@@ -29,9 +30,9 @@ function point(unix_s, one, course) {
     actual: actual.length ? Math.min(...actual) : null,
     power: one.power_w,
     forecast: one.regime === "active" ? one.last_decision?.chosen?.power_w ?? null : null,
-    running: one.running,
-    waiting: one.waiting,
-    kv: one.kv_usage,
+    running: seen.running ?? null,
+    waiting: seen.waiting ?? null,
+    kv: seen.kv_usage ?? null,
     step: one.step.measured_s === null ? null : 1000 * one.step.measured_s,
     expected: one.step.predicted_s === null ? null : 1000 * one.step.predicted_s,
     bound: bound(one.step),
