@@ -37,7 +37,7 @@ from kvwattd.doctor.facts import (
     TokenFact,
 )
 from kvwattd.doctor.report import as_json, examine, has_problem
-from kvwattd.guard.protocol import ClockState
+from kvwattd.guard.protocol import ClockState, GuardHello
 
 ABSENT_GUARD = GuardFact(GUARD.socket, error="no such socket")
 
@@ -201,6 +201,41 @@ CASES: list[tuple[str, Facts, str, Level, str]] = [
         "vLLM chat",
         Level.PROBLEM,
         "engine '1'",
+    ),
+    (
+        "an engine that tells less",
+        replace(
+            HEALTHY,
+            instances=(replace(INSTANCE, layout=replace(LAYOUT, kind="SGLang", caveats=("no KV size",))),),
+        ),
+        "SGLang chat",
+        Level.NOTE,
+        "docs/compatibility.md",
+    ),
+    (
+        "an engine that is not steered",
+        replace(
+            HEALTHY,
+            instances=(
+                replace(
+                    INSTANCE, layout=replace(LAYOUT, layout=None, kind="TGI", missing=("no KV cache told",))
+                ),
+            ),
+        ),
+        "TGI chat",
+        Level.PROBLEM,
+        "not steered",
+    ),
+    (
+        "an AMD GPU",
+        replace(
+            HEALTHY,
+            gpus=(replace(GPU, info=replace(INFO, uuid="AMD-1")),),
+            guard=replace(GUARD, hello=GuardHello(1, 2.0, ("AMD-1",), 210, 2520)),
+        ),
+        "GPU 0",
+        Level.NOTE,
+        "docs/hardware.md",
     ),
     ("wrong engine", instance_with(engine="5"), "vLLM chat", Level.PROBLEM, "engine '0'"),
     (

@@ -45,7 +45,7 @@ async def collect(config_path: Path | None, proc: Path = Path("/proc")) -> Facts
     """All facts, gathered at the same time."""
     config, errors = await asyncio.to_thread(_config, config_path)
     names, driver_error = await _gpu_names(config)
-    gpus = () if driver_error else await asyncio.gather(*(_gpu(name) for name in names))
+    gpus = await asyncio.gather(*(_gpu(name) for name in names))
     return Facts(
         config=config,
         config_errors=errors,
@@ -73,18 +73,23 @@ def _config(path: Path | None) -> tuple[Config | None, tuple[str, ...]]:
         return None, tuple(str(problem) for problem in error.problems)
 
 
+AMD = "AMD-"  # what the UUIDs begin with of GPUs that need no NVML
+
+
 async def _gpu_names(config: Config | None) -> tuple[tuple[str, ...], str]:
     """The configured GPUs, else all; and why there is no driver, if there is none."""
+    wanted = tuple(gpu for item in config.instances for gpu in item.gpus) if config is not None else ()
+    others = tuple(name for name in wanted if name.startswith(AMD))
+    if wanted and others == wanted:
+        return others, ""
     worker = DeadlineWorker("the driver")
     try:
         count = await worker.call(_count_gpus, DEADLINE_S)
     except (NvmlCallError, CallTimeoutError) as error:
-        return (), str(error)
+        return others, str(error)
     finally:
         worker.close()
-    if config is not None:
-        return tuple(gpu for item in config.instances for gpu in item.gpus), ""
-    return tuple(str(index) for index in range(count)), ""
+    return wanted if config is not None else tuple(str(index) for index in range(count)), ""
 
 
 def _count_gpus() -> int:

@@ -72,6 +72,9 @@ def _check_gpu(gpu: GpuFact) -> Iterator[Finding]:
     clocks = info.supported_mhz
     found = f"{info.name}, {info.uuid}, {len(clocks)} clocks from {clocks[0]} to {clocks[-1]} MHz"
     yield Finding(check, Level.OK, found)
+    if info.uuid.startswith("AMD-"):
+        told = "setting the clocks of AMD GPUs was never tried on hardware"
+        yield Finding(check, Level.NOTE, told, "docs/hardware.md")
     if gpu.error:
         yield Finding(check, Level.PROBLEM, gpu.error, "see `dmesg` for Xid errors; the GPU may need a reset")
     if info.mig:

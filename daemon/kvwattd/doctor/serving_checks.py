@@ -1,4 +1,4 @@
-"""Checks of what is served: vLLM and its metrics, the model and whether it is for this hardware. Pure."""
+"""Checks of what is served: engine and metrics, the model and whether it is for this hardware. Pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from kvwatt.manifest import Manifest
 from kvwattd.config import InstanceConfig
 from kvwattd.doctor.facts import Facts, Finding, InstanceFact, Level
-from kvwattd.telemetry.vllm_metrics import LayoutReport
+from kvwattd.telemetry.report import LayoutReport
 
+STEERED = frozenset({"vLLM", "SGLang"})
 TRAIN = "run `kvwatt profile` against this server, then `kvwatt train`"
 
 
@@ -25,22 +26,32 @@ def check_instances(facts: Facts) -> Iterator[Finding]:
 
 
 def _check_instance(item: InstanceFact) -> Iterator[Finding]:
-    check, url = f"vLLM {item.config.name}", item.config.url
+    kind = item.layout.kind if item.layout is not None else "vLLM"
+    check, url = f"{kind} {item.config.name}", item.config.url
     if item.layout is None:
         advice = f"start vLLM or correct instance.url; `curl {url}/metrics` must show its metrics"
         yield Finding(check, Level.PROBLEM, item.error, advice)
         return
-    version = f"vLLM {item.version}" if item.version else "vLLM of unknown version"
+    version = f"{kind} {item.version}" if item.version else f"{kind} of unknown version"
     if not item.layout.accepted:
-        found = f"{version}: its metrics lack {', '.join(item.layout.missing)}"
-        advice = f"kvwatt does not control it; closest known layout: vLLM {item.layout.versions}"
-        yield Finding(check, Level.PROBLEM, found, advice)
+        yield _refused(check, version, item.layout)
         return
     yield Finding(check, Level.OK, f"{version} at {url}, metrics layout {item.layout.layout}")
     yield from _check_engine(check, item.config, item.layout)
+    for caveat in item.layout.caveats:
+        yield Finding(check, Level.NOTE, caveat, "see docs/compatibility.md")
     if item.layout.absent_optional:
         found = f"without {', '.join(item.layout.absent_optional)}"
-        yield Finding(check, Level.NOTE, found, "a newer vLLM tells more; nothing is guessed meanwhile")
+        yield Finding(check, Level.NOTE, found, f"a newer {kind} tells more; nothing is guessed meanwhile")
+
+
+def _refused(check: str, version: str, layout: LayoutReport) -> Finding:
+    if layout.kind not in STEERED:
+        advice = "this engine is not steered: clocks stay at driver default (docs/compatibility.md)"
+        return Finding(check, Level.PROBLEM, f"{version}: {', '.join(layout.missing)}", advice)
+    found = f"{version}: its metrics lack {', '.join(layout.missing)}"
+    advice = f"kvwatt does not control it; closest known layout: {layout.kind} {layout.versions}"
+    return Finding(check, Level.PROBLEM, found, advice)
 
 
 def _check_engine(check: str, config: InstanceConfig, layout: LayoutReport) -> Iterator[Finding]:
