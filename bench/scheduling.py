@@ -8,7 +8,8 @@
 3. Azure's prompts and outputs, all waiting at once and arriving over time, prefill charged.
 
 Ratios are to a lower bound, so the true ratios to the optimum are smaller. FCFS is given twice: keeping
-its tokens on preemption (vLLM; free here, as the model charges no prefill) and losing them.
+its tokens on preemption (vLLM; free here, as the model charges no prefill) and losing them, which is the
+model in which the paper compares.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ AZURE_MEMORY_TOKENS = 32768
 
 UNKNOWING: dict[str, Make] = {
     "GSA": lambda jobs, memory: Gsa(),
-    "GSA-Spec": lambda jobs, memory: GsaSpec(first=64.0),
+    "GSA-Spec": lambda jobs, memory: GsaSpec(first=128.0),  # of 32 to 512 the best on seeds 100 to 105
     "FCFS, tokens kept": lambda jobs, memory: Fcfs(),
     "FCFS, tokens lost": lambda jobs, memory: Fcfs(keep=False),
     "A_min": lambda jobs, memory: AMin([1] * len(jobs)),
@@ -207,11 +208,12 @@ def bars(worst: dict[str, tuple[float, int]], rows: Sequence[Row]) -> list[Bar]:
     near = max(paper[s, "GBA-D"].ratio for s in settings)
     out.append(Bar("GBA-D to the lower bound, worst of the paper's settings", near, NEAR_BOUND, "lower"))
     for s in settings:
-        rivals = ["FCFS, tokens kept", "FCFS, tokens lost", "A_min"]
-        best = min(paper[s, rival].mean for rival in rivals)
-        if s.startswith("powers"):
-            name = f"GSA-Spec mean completion over the best of FCFS and A_min, {s}"
-            out.append(Bar(name, paper[s, "GSA-Spec"].mean / best, 1.0, "lower"))
+        spec, killing = paper[s, "GSA-Spec"].mean, ("FCFS, tokens lost", "A_min")
+        if s.startswith("powers"):  # what the paper claims: its model kills
+            name = f"GSA-Spec mean completion over the best of FCFS and A_min, all killing, {s}"
+            out.append(Bar(name, spec / min(paper[s, rival].mean for rival in killing), 1.0, "lower"))
+            name = f"the same over FCFS that keeps its tokens and recomputes them for nothing, {s}"
+            out.append(Bar(name, spec / paper[s, "FCFS, tokens kept"].mean, 1.0, "lower"))
     return out
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from scheduling_worlds import instances
 
 from kvwatt.scheduling.gba import BEST_ALPHA as GBA_ALPHA
-from kvwatt.scheduling.gba import Gba, GbaD, length_class
+from kvwatt.scheduling.gba import Gba, GbaD, length_class, pays
 from kvwatt.scheduling.gsa import BEST_ALPHA as GSA_ALPHA
 from kvwatt.scheduling.gsa import Gsa, GsaSpec
 from kvwatt.scheduling.instances import lmsys_like, random_instance, search_bad, two_point
 from kvwatt.scheduling.jobs import Job, total_lower_bound
-from kvwatt.scheduling.references import AMin, Fcfs
+from kvwatt.scheduling.references import AMin, Fcfs, McSf
 from kvwatt.scheduling.rounds import Scheduler, run
 
 GSA_BOUND, GBA_BOUND = 61.92, 10.67
@@ -83,3 +84,21 @@ def test_length_classes_are_half_open() -> None:
     for o in range(1, 2000):
         k = length_class(o, 1.5)
         assert 1.5**k >= o - 1e-6 and (k == 0 or 1.5 ** (k - 1) < o)
+
+
+@pytest.mark.parametrize(
+    ("n", "memory", "rounded"), [(100, 8192, True), (400, 4096, True), (400, 4096, False)]
+)
+def test_gba_d_stays_within_1_5_where_lengths_are_equal_or_few(n: int, memory: int, rounded: bool) -> None:
+    """Equal lengths keep a pipeline's distance, few jobs start together: both have less than 1.5."""
+    jobs = lmsys_like(np.random.default_rng(7), n, rounded=rounded)
+    assert ratio(GbaD, jobs, memory) <= 1.42
+
+
+def test_a_pipeline_pays_for_many_jobs_and_not_for_few() -> None:
+    """A class of equal jobs is served faster on average by what `pays` says, at both ends."""
+    for n, staggered in ((20, False), (400, True)):
+        assert pays(n, 4096, 79, 128) == staggered
+    many = [Job(79, 128)] * 400
+    together = run(many, 4096, McSf(many)).total  # as many as fit, again and again
+    assert run(many, 4096, GbaD(many)).total < 0.9 * together

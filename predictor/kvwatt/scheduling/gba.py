@@ -5,7 +5,7 @@ Total completion time is at most 10.67 times the best possible, 6.75 times with 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from math import ceil, floor, log, log2
 
@@ -67,24 +67,61 @@ class Gba:
 
 
 class GbaD:
-    """GBA that refills a freed slot early: same order of classes, each job as soon as PROJ lets it."""
+    """GBA that refills a freed slot early: same order of classes, each job as soon as PROJ lets it.
+
+    Jobs of like length that start together end together, and the memory that they free at once fills in
+    steps. Where a class is so large that its own pipeline pays for the slow start, its starts keep the
+    pipeline's distance, each job's own length over its degree (derived; see `pays`).
+    """
 
     def __init__(self, jobs: Sequence[Job], alpha: float = 1.5) -> None:
         self._outputs = [job.output_tokens for job in jobs]
-        self._order = sorted(range(len(jobs)), key=lambda i: length_class(jobs[i].output_tokens, alpha))
+        self._class = [length_class(job.output_tokens, alpha) for job in jobs]
+        self._order = sorted(range(len(jobs)), key=self._class.__getitem__)
+        self._sizes = Counter(self._class)
+        self._slices: dict[int, int] = {}
+        for k, output in zip(self._class, self._outputs, strict=True):
+            self._slices[k] = max(self._slices.get(k, 0), output)
+        self._next_start = 0.0
 
     def plan(self, board: Board) -> None:
         waiting = set(board.waiting)
-        start_in_order(board, [i for i in self._order if i in waiting], self._outputs)
+        ahead = [i for i in self._order if i in waiting]
+        start_in_order(board, ahead, self._outputs, self._may_start)
+
+    def _may_start(self, board: Board, job: int) -> bool:
+        """Whether its distance to the last start is kept; if so, the next one's is set."""
+        if board.round < self._next_start:
+            return False
+        k, memory, prompt = self._class[job], board.memory_tokens, board.prompts[job]
+        if pays(self._sizes[k], memory, prompt, self._slices[k]):
+            distance = self._outputs[job] / largest_degree(memory, prompt, self._outputs[job])
+            self._next_start = max(self._next_start, board.round - 1) + distance
+        return True
 
 
-def start_in_order(board: Board, order: Sequence[int], outputs: Sequence[int]) -> None:
-    """Start the next in order as long as all that runs fits to its end (lengths known)."""
+def pays(jobs: int, memory_tokens: int, prompt_tokens: int, rounds: int) -> bool:
+    """Whether the pipeline serves `jobs` of that length faster on average than batches do (derived).
+
+    Of n jobs of length t the mean completion is t (1/2 + n / 2b) in batches of b = M / (s + t), and
+    t (1 + n / 2D) in a pipeline of degree D: the pipeline wins when n (1/b - 1/D) > 1.
+    """
+    batch = memory_tokens // (prompt_tokens + rounds)
+    return jobs * (1.0 / batch - 1.0 / largest_degree(memory_tokens, prompt_tokens, rounds)) > 1.0
+
+
+def start_in_order(
+    board: Board,
+    order: Sequence[int],
+    outputs: Sequence[int],
+    may_start: Callable[[Board, int], bool] | None = None,
+) -> None:
+    """Start the next in order as long as all that runs fits to its end (lengths known), and `may_start`."""
     held = [board.held(job) for job in board.running]
     left = [outputs[job] - made for job, made in board.running.items()]
     for job in order:
         held.append(board.need(job) - 1)
         left.append(outputs[job] - board.kept.get(job, 0))
-        if not fits(held, left, board.memory_tokens):
+        if not fits(held, left, board.memory_tokens) or (may_start and not may_start(board, job)):
             return
         board.start(job)
