@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ class Run:
         return self.scale_ins + self.scale_outs
 
 
-async def scale(events: int, seed: int) -> Run:
-    """Random orders under load until so many scale events are done."""
+async def scale(events: int, seed: int, budget_s: float) -> Run:
+    """Random orders under load until so many scale events are done, or the time is up."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="kvwatt-scaling-") as folder:
         stage = Stage(Path(folder), NAMES)
@@ -73,7 +74,7 @@ async def scale(events: int, seed: int) -> Run:
             start_s = time.monotonic()
             load.start()
             told = 0
-            while _done(stage) < events:
+            while _done(stage) < events and time.monotonic() - start_s < budget_s:
                 for member, status in stage.status().items():
                     for action, chance in CHANCES.get(status, []):
                         if rng.random() < chance:
@@ -120,7 +121,7 @@ async def _result(stage: Stage, load: Load, took_s: float) -> Run:
     )
 
 
-async def killed(cycle: Sequence[Transition], seed: int) -> tuple[Killed, Run]:
+async def killed(cycle: Sequence[Transition], seed: int, budget_s: float) -> tuple[Killed, Run]:
     """SIGKILL in every phase, three servers, load on."""
     with tempfile.TemporaryDirectory(prefix="kvwatt-killed-") as folder:
         stage = Stage(Path(folder), "abc")
@@ -133,7 +134,7 @@ async def killed(cycle: Sequence[Transition], seed: int) -> tuple[Killed, Run]:
             start_s = time.monotonic()
             journal = str(Path(folder) / "instances.json")
             base = Task(str(stage.fleet.socket), stage.fleet.urls, str(stage.proxy.socket), journal)
-            found = await kill_all(nursery, base, "c", stage.machine.told, cycle)
+            found = await kill_all(nursery, base, "c", stage.machine.told, cycle, budget_s)
             return found, await _result(stage, load, time.monotonic() - start_s)
         finally:
             nursery.close()
@@ -164,8 +165,8 @@ RIVALS: dict[str, Rival] = {
 }
 
 
-async def rival(way: Rival, times: int, seed: int) -> Run:
-    """The scaler stands aside (shadow) while the rival takes members away; it brings them back."""
+async def rival(way: Rival, most: int, seed: int, budget_s: float) -> Run:
+    """The scaler stands aside while the rival takes members away, at most so often; it brings them back."""
     with tempfile.TemporaryDirectory(prefix="kvwatt-rival-") as folder:
         stage = Stage(Path(folder), "abc")
         try:
@@ -173,7 +174,9 @@ async def rival(way: Rival, times: int, seed: int) -> Run:
             load = Load(stage.proxy.url, RATE_PER_S, seed)
             load.start()
             start_s = time.monotonic()
-            for number in range(times):
+            times = 0
+            while times < most and time.monotonic() - start_s < budget_s:
+                number, times = times, times + 1
                 member = "abc"[number % 3]
                 await asyncio.sleep(0.7)
                 await way(stage, member)
@@ -187,7 +190,7 @@ async def rival(way: Rival, times: int, seed: int) -> Run:
 
 
 async def _back(stage: Stage, member: str) -> None:
-    async with asyncio.timeout(60.0):
+    async with asyncio.timeout(300.0):
         for _ in range(5):  # until the scaler has seen what was done behind its back
             await stage.step()
         while stage.status()[member] is not MemberStatus.READY or not await _in(stage, member):
@@ -245,50 +248,64 @@ def scale_bars(ours: Run, wanted: int) -> list[Bar]:
     ]
 
 
-def killed_bars(deaths: Killed, after: Run, phases: int) -> list[Bar]:
+def killed_bars(deaths: Killed, after: Run) -> list[Bar]:
     return [
-        Bar("phases in which the scaler was killed", deaths.killed, phases, "higher"),
+        Bar("phases in which the scaler was killed", deaths.killed, deaths.asked, "higher"),
         Bar("killed: phases not adopted rightly", len(deaths.wrong), 0, "lower"),
         Bar("killed: requests lost, cut or hung", after.outcome.bad, 0, "lower"),
         Bar("killed: servers started twice", after.twice, 0, "lower"),
     ]
 
 
+def verdict(rows: dict[str, Run]) -> list[str]:
+    """What a log ends with."""
+    return [
+        f"{name}: {run.events} scale events, {run.outcome.sent} requests, {run.outcome.lost} lost, "
+        f"{run.outcome.cut} cut, {run.outcome.hung} hung, {run.twice} started twice"
+        for name, run in rows.items()
+    ]
+
+
 PARTS = ("scale", "killed", "rivals")
+QUICK_PART_S = 60.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="150 events, fewer kills: under 5 minutes")
-    parser.add_argument("--events", type=int, help="scale events (default 1000; with --quick 150)")
+    parser.add_argument(
+        "--quick", action="store_true", help="40 events, fewer kills, parts end on time: under 5 minutes"
+    )
+    parser.add_argument("--events", type=int, help="scale events (default 1000; with --quick 40)")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this; may be given again")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     quiet_logs()
-    wanted = given.events or (150 if given.quick else 1000)
+    wanted = given.events or (40 if given.quick else 1000)
+    budget_s = QUICK_PART_S if given.quick else inf
     chosen, bars, rows, wrong = given.part or PARTS, list[Bar](), dict[str, Run](), list[str]()
     if "scale" in chosen:
-        rows["kvwatt"] = asyncio.run(scale(wanted, given.seed))
+        rows["kvwatt"] = asyncio.run(scale(wanted, given.seed, budget_s))
         Console(stderr=True).print(str(rows["kvwatt"]), style="dim")
         bars += scale_bars(rows["kvwatt"], wanted)
     if "killed" in chosen:
         cycle = QUICK if given.quick else CYCLE
-        deaths, after = asyncio.run(killed(cycle, given.seed))
+        deaths, after = asyncio.run(killed(cycle, given.seed, budget_s))
         rows["kvwatt, scaler killed in every phase"], wrong = after, deaths.wrong
-        bars += killed_bars(deaths, after, len(cycle) * max(len(phases) for *_, phases in cycle))
+        bars += killed_bars(deaths, after)
     if "rivals" in chosen:
         for name, way in RIVALS.items():
-            rows[name] = asyncio.run(rival(way, 6 if given.quick else 15, given.seed))
-    Console().print(table(rows))
+            rows[name] = asyncio.run(rival(way, 3 if given.quick else 15, given.seed, budget_s / 3.0))
+    Console(width=max(Console().width, 120)).print(table(rows))
     for name, run in rows.items():
         for example in run.outcome.examples[:2]:
             Console().print(f"{name}: {example}", style="dim")
     for phase in wrong:
         Console().print(f"not adopted rightly: {phase}")
     show(bars, "Scaling")
+    Console(width=200).print("\n".join(verdict(rows)))
     document: dict[str, Any] = {name: asdict(run) for name, run in rows.items()}
     write(given.json, bars, runs=document, wrong=wrong)
 

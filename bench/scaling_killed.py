@@ -13,9 +13,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from kvwatt.pool import ActionKind, PoolAction
 from kvwattd.instances import journal
 from scaling_stage import PARAMS, STEP_S, parts, scaler_of
 
-GIVE_UP_S = 120.0
+GIVE_UP_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ class Killed:
     """What came of it. `wrong`: phases after which something was not as it must be."""
 
     killed: int = 0
+    asked: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
@@ -196,13 +199,18 @@ async def kill_all(
     member: str,
     told: Callable[[], Coroutine[Any, Any, Mapping[str, Any]]],
     cycle: Sequence[Transition] = CYCLE,
+    budget_s: float = inf,
 ) -> Killed:
-    """Every phase of every transition of the cycle once; the cycle ends where it began."""
-    found = Killed()
+    """Every phase of every transition of the cycle once; the cycle ends where it began. No round begins after
+    `budget_s`."""
+    found, end_s = Killed(), time.monotonic() + budget_s
     rounds = max(len(phases) for _, _, phases in cycle)
     for number in range(rounds):
+        if time.monotonic() > end_s:
+            break
         for action, reached, phases in cycle:
             kill = phases[number * len(phases) // rounds]
+            found.asked += 1
             before = (await told())[member]["starts"]
             died = await nursery.child(_with(base, [(member, action)], kill, {member: reached}))
             if died == -signal.SIGKILL:
@@ -211,7 +219,8 @@ async def kill_all(
                 orders = [(member, action)] if kill in NOT_DURABLE else []
                 died = await nursery.child(_with(base, orders, None, {member: reached}))
             started = (await told())[member]["starts"] - before
-            print(f"{action} {kill}: killed {found.killed}, wrong {len(found.wrong)}", file=sys.stderr)
+            told_so = f"{action} {kill}: killed {found.killed}, wrong {len(found.wrong)}"
+            print(told_so, file=sys.stderr, flush=True)
             if died != 0 or started != (action is ActionKind.START):
                 found.wrong.append(f"{action} {kill}: status {died}, started {started} times")
     return found

@@ -27,23 +27,28 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "haproxy"))
 from haproxy_process import Haproxy
 
 STEP_S = 0.1
+# Deadlines that a busy machine keeps: what is looked for is a lost request, not a slow one.
 PARAMS = ScalerParams(
     minimum=2,
-    start_timeout_s=30.0,
-    drain_timeout_s=120.0,
+    start_timeout_s=120.0,
+    drain_timeout_s=300.0,
     quiet_looks=2,
-    end_timeout_s=20.0,
+    end_timeout_s=90.0,
     retry_s=5.0,
-    look_timeout_s=3.0,
-    call_timeout_s=15.0,
+    look_timeout_s=12.0,
+    call_timeout_s=60.0,
 )
 
 
 def parts(fleet_socket: Path, urls: dict[str, str], proxy_socket: Path) -> tuple[Backend, Router, Probe]:
     """What a scaler of these servers needs."""
-    backend = SleepBackend(FleetBackend(fleet_socket), urls, SleepParams(sleep_s=10.0, wake_s=10.0))
-    router = HaproxyRouter(HaproxySettings([proxy_socket], "vllm", {name: name for name in urls}))
-    return backend, router, HttpProbe(urls, look_s=1.0, warm_up_s=10.0)
+    backend = SleepBackend(
+        FleetBackend(fleet_socket), urls, SleepParams(look_s=10.0, sleep_s=60.0, wake_s=60.0)
+    )
+    router = HaproxyRouter(
+        HaproxySettings([proxy_socket], "vllm", {name: name for name in urls}, timeout_s=10.0)
+    )
+    return backend, router, HttpProbe(urls, look_s=10.0, warm_up_s=60.0)
 
 
 def scaler_of(
@@ -93,7 +98,7 @@ class Stage:
             f"{r['svname']} {r['status']} failed {r['chkfail']} down {r['chkdown']}" for r in rows
         )
 
-    async def until(self, count: int, limit_s: float = 60.0) -> None:
+    async def until(self, count: int, limit_s: float = 300.0) -> None:
         """Until so many are READY."""
         async with asyncio.timeout(limit_s):
             while sum(s is MemberStatus.READY for s in self.status().values()) < count:
