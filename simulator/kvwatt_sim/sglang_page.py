@@ -1,7 +1,8 @@
 """What SGLang's metrics page would say of an engine: a simulated one's numbers, SGLang's names and habits.
 
 The engine stays the simulated vLLM-like one; only what is told of it differs, and when: gauges and tokens
-are refreshed when a prompt was computed and every `decode_log_interval` decode steps (40 unless told).
+are refreshed when a prompt was computed and every `decode_log_interval` decode steps (40 unless told), with
+the batch of that step; once nobody is left, half a minute after that.
 Names and habits: docs/compatibility.md.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from kvwatt.state import EngineSnapshot, Histogram
 
 RANK = 'engine_type="unified",model_name="{model}",moe_ep_rank="0",pp_rank="0",tp_rank="0"'
+IDLE_S = 30.0
 _HISTOGRAMS = {
     "prompt_tokens_histogram": "prompt_lengths",
     "generation_tokens_histogram": "generation_lengths",
@@ -27,12 +29,22 @@ class SglangPage:
             raise ValueError(f"decode_log_interval = {decode_log_interval}: at least 1 is needed")
         self._interval = decode_log_interval
         self._logged: EngineSnapshot | None = None
+        self._logged_s = 0.0
 
     def look(self, now: EngineSnapshot) -> None:
         """Refresh what SGLang would have refreshed since the last look."""
         logged = self._logged
-        if logged is None or self._passed(logged, now) or _prefilled(logged, now):
+        if logged is None:
             self._logged = now
+        elif now.running + now.waiting == 0:
+            if now.observed_s - self._logged_s < IDLE_S:
+                return
+            self._logged = now
+        elif self._passed(logged, now) or _prefilled(logged, now):
+            self._logged = now
+        else:
+            return
+        self._logged_s = now.observed_s
 
     def render(self, now: EngineSnapshot) -> bytes:
         """The page; `look` at the same snapshot first."""

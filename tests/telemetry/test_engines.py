@@ -225,3 +225,14 @@ def test_the_simulated_gauges_are_as_old_as_the_log_interval() -> None:
         page.look(now)
         read = parse(page.render(now), 4.0)
         assert (read.running, read.iterations.count) == (running, count)
+
+
+def test_an_idle_sglang_shows_its_last_batch_for_a_while() -> None:
+    """As its sources have it; the daemon takes that for a page that stands still, which is the safe side."""
+    told = parse(read_page(), 3.0)
+    page = SglangPage(decode_log_interval=1)
+    page.look(told)
+    for now_s, running in ((4.0, told.running), (32.9, told.running), (33.0, 0)):
+        idle = replace(told, observed_s=now_s, running=0, waiting=0)
+        page.look(idle)
+        assert parse(page.render(idle), now_s).running == running
