@@ -13,9 +13,9 @@ PACKAGES = {"kvwatt": "predictor", "kvwattd": "daemon", "kvwatt_sim": "simulator
 ALLOWED = {"kvwatt": {"kvwatt"}, "kvwattd": {"kvwatt", "kvwattd"}, "kvwatt_sim": set(PACKAGES)}
 # The library's doors to the disk: artifacts, and compiled tables beside them.
 DOORS = {"artifact.py", "table_cache.py"}
-# What vLLM itself loads. The scheduler needs the cap ladder, which needs numpy; vLLM brings it.
+# What vLLM itself loads. The scheduler needs PROJ and remaining lengths, which are plain Python.
 LOADED_BY_VLLM = {"tap.py", "scheduler.py"}
-LADDER = {"admission.py", "scheduler.py"}
+PROJ = {"inside.py", "lengths.py"}
 IO_MODULES = {"os", "socket", "subprocess", "asyncio", "httpx", "pathlib", "time", "random", "datetime"}
 
 
@@ -65,7 +65,7 @@ def test_the_plugin_inside_vllm_needs_only_what_vllm_brings() -> None:
     files = modules("kvwattd/vllm_plugin")
     assert len(files) > 3
     for path in files:
-        assert imported(path) <= (allowed | {"kvwatt"} if path.name in LADDER else allowed), path
+        assert imported(path) <= (allowed | {"kvwatt"} if path.name in PROJ else allowed), path
         text = path.read_text(encoding="utf-8")
         assert text.count("kvwattd.") == text.count("kvwattd.vllm_plugin"), path
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -259,3 +261,14 @@ def test_a_horizon_without_steps_is_refused() -> None:
     """The error names the value."""
     with pytest.raises(ValueError, match="horizon = 0"):
         Gate(fixed_steps=0)
+
+
+def test_nothing_heavy_is_loaded_into_vllm() -> None:
+    """The plugin brings msgspec, which vLLM has, and the standard library."""
+    names = ["gate", "report", "told", "ageing", "versions", "recorder", "reading"]
+    imports = ", ".join(f"kvwattd.vllm_plugin.{name}" for name in names)
+    code = f"import sys, {imports}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    heavy = {"numpy", "scipy", "lightgbm", "pydantic", "httpx", "fastapi", "prometheus_client", "rich"}
+    assert {"kvwatt", "kvwattd", "msgspec"} <= set(loaded.split())
+    assert heavy.isdisjoint(loaded.split())
