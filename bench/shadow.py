@@ -18,7 +18,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -32,17 +32,21 @@ from kvwatt.state import EngineState, Metric, Slo
 from kvwatt_sim.demo.model import cached_model
 from kvwatt_sim.replay import scenario
 from kvwatt_sim.replay.controller import FixedClock, replay
-from kvwatt_sim.replay.kvwatt_controller import KvwattController
+from kvwatt_sim.replay.kvwatt_controller import UUID, KvwattController
 from kvwatt_sim.replay.models import compiled_model
 from kvwatt_sim.replay.outcome import Outcome
+from kvwatt_sim.replay.plant import VirtualPlant
 from kvwatt_sim.workload import generate
 from kvwattd.config import Mode
-from kvwattd.instance import InstanceRuntime
+from kvwattd.ledger.entry import Entry
+from kvwattd.ledger.taking import Taking
 from kvwattd.shadow.account import Shadow, would_error_ratio
+from kvwattd.telemetry.energy_counter import EnergyReading
 
 SEEDS, LOADS = (1, 2, 3, 4), (0.25, 0.5, 0.75)
 SECONDS, QUICK_SECONDS = 900.0, 300.0
 TRACE_RATE, TRACE_SEED = 4.0, 7
+INTERVAL_S = 60.0
 SAVED_WITHIN, KEPT_WITHIN, COVERED = 0.02, 0.01, 0.95
 
 
@@ -56,6 +60,34 @@ class Unfollowed(Shadow):
         return {metric: Tally(seen=kept.total) for metric, kept in self.kept.items()}
 
 
+@dataclass
+class Kept(KvwattController):
+    """With the ledger's account of it, as the daemon keeps it."""
+
+    rows: list[Entry] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._taking = Taking(self.run, 1, INTERVAL_S, self.rows.append)
+        self._seen: tuple[object, object] = (None, None)
+
+    def target(self, now_s: float, plant: VirtualPlant) -> int | None:
+        clock = super().target(now_s, plant)
+        page, sample = self.run.observation.snapshot, self.run.samples.get(UUID)
+        if page is not self._seen[0]:
+            self._taking.on_page()
+        if sample is not None and sample is not self._seen[1]:
+            self.run.on_energy({UUID: EnergyReading(sample.energy_j, 0.0, 0, 0, 0, 0, None, None, False, 0)})
+            self._taking.on_gpu(now_s, now_s, self.mode)
+        self._seen = (page, sample)
+        return clock
+
+    def claimed(self, until_s: float) -> float:
+        """The share that the report says would have been saved."""
+        self._taking.close(until_s)
+        return 1.0 - sum(row.would_mj for row in self.rows) / sum(row.energy_mj for row in self.rows)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """Shares of the energy at driver default; promises as shares of requests, the one kept least."""
@@ -64,7 +96,8 @@ class Row:
     seed: int
     tapped: bool
     saved: float
-    claimed: float
+    claimed: float  # by the ledger, as in the report
+    live: float  # by the figure that status and metrics show
     half_width: float
     unfollowed: float | None
     kept: float
@@ -79,29 +112,30 @@ class Row:
         return abs(self.off) <= self.half_width
 
 
-def lived(case: scenario.Case, mode: Mode, tapped: bool, shadow: Shadow) -> tuple[InstanceRuntime, Outcome]:
+def lived(case: scenario.Case, mode: Mode, tapped: bool, shadow: Shadow) -> tuple[Kept, Outcome]:
     model = compiled_model(case.card, case.clocks_mhz, case.shape)
     params = PolicyParams(reaction_s=0.8)
     slo = case.promises.slo
-    controller = KvwattController(case.card, case.shape, model, slo, params, tapped=tapped, mode=mode)
+    controller = Kept(case.card, case.shape, model, slo, params, tapped=tapped, mode=mode)
     controller.run.shadow = shadow
-    return controller.run, replay(case.card, case.shape, case.requests, controller, case.until_s)
+    return controller, replay(case.card, case.shape, case.requests, controller, case.until_s)
 
 
 def row(case: scenario.Case, load: float, seed: int, tapped: bool, power_error: float) -> Row:
     default = replay(case.card, case.shape, case.requests, FixedClock(None), case.until_s)
     followed, _ = lived(case, Mode.SHADOW, tapped, Shadow())
     # Known in sums alone, requests are not followed: there the rival decides alike.
-    rival = lived(case, Mode.SHADOW, tapped, Unfollowed())[0].shadow.savings.ratio if tapped else None
+    rival = lived(case, Mode.SHADOW, tapped, Unfollowed())[0].claimed(case.until_s) if tapped else None
     _, control = lived(case, Mode.ACTIVE, tapped, Shadow())
-    claimed = followed.shadow.savings.ratio or 0.0
-    kept = [told.ratio for told in followed.shadow.kept.values() if told.ratio is not None]
+    claimed = followed.claimed(case.until_s)
+    kept = [told.ratio for told in followed.run.shadow.kept.values() if told.ratio is not None]
     return Row(
         load=load,
         seed=seed,
         tapped=tapped,
         saved=1.0 - control.energy_j / default.energy_j,
         claimed=claimed,
+        live=followed.run.shadow.savings.ratio or 0.0,
         half_width=would_error_ratio(power_error, 1.0 - claimed),
         unfollowed=rival,
         kept=min(control.attainment(case.promises.slo).values()),
@@ -130,11 +164,22 @@ def measure(seeds: Sequence[int], seconds: float) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> Table:
     shown = Table(title="shadow mode against control, simulated L20")
-    names = ("load", "seed", "seen by", "saved", "claimed", "±", "without following", "kept least", "claimed")
+    names = (
+        "load",
+        "seed",
+        "seen by",
+        "saved",
+        "claimed",
+        "live",
+        "±",
+        "without following",
+        "kept least",
+        "claimed",
+    )
     for name in names:
         shown.add_column(name, justify="right")
     for r in rows:
-        percents = (r.saved, r.claimed, r.half_width)
+        percents = (r.saved, r.claimed, r.live, r.half_width)
         shown.add_row(
             f"{r.load:.0%}",
             str(r.seed),
@@ -159,7 +204,18 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
             SAVED_WITHIN,
             "lower",
         ),
-        Bar("of these by the tap", mean([abs(r.off) for r in tapped]), SAVED_WITHIN, "lower"),
+        Bar(
+            "the live figure, mean distance",
+            mean([abs(r.live - r.saved) for r in rows]),
+            SAVED_WITHIN,
+            "lower",
+        ),
+        Bar(
+            "claimed where the tap tells, mean distance",
+            mean([abs(r.off) for r in tapped]),
+            SAVED_WITHIN,
+            "lower",
+        ),
         Bar("worst distance", max(abs(r.off) for r in rows), 2 * SAVED_WITHIN, "lower"),
         Bar(
             "its interval contains the truth, share of cases",

@@ -123,8 +123,7 @@ class InstanceRuntime:
         )
         if before and self.regime in DECIDES:
             used_j = sum(mine[u].energy_j - before[u].energy_j for u in mine if u in before)
-            decided = None if self.holdout.held else self.last
-            active = self.regime is Regime.ACTIVE
+            decided, active = None if self.holdout.held else self.last, self.regime is Regime.ACTIVE
             (self.savings if active else self.shadow.savings).observe(used_j, decided, active)
 
     def on_page(self, page: EngineSnapshot, layout: str | None = None) -> None:
@@ -148,8 +147,9 @@ class InstanceRuntime:
             self._judge_savings(page.observed_s)
 
     def _judge_savings(self, now_s: float) -> None:
-        traffic, compiled = self.observation.traffic(self.slo), self.model.compiled
-        self.savings.judge(now_s, compiled, self.shape(), self.slo, traffic, self.params.reaction_s)
+        seen, compiled, reaction_s = self.observation, self.model.compiled, self.params.reaction_s
+        traffic = seen.traffic(self.slo)
+        self.savings.judge(now_s, compiled, self.shape(), self.slo, traffic, reaction_s, seen.snapshot)
         self.shadow.savings.like(self.savings)
 
     def on_energy(self, accounts: Mapping[str, EnergyReading]) -> None:

@@ -13,9 +13,10 @@ import numpy as np
 
 from kvwatt.compiled import CompiledModel
 from kvwatt.counterfactual import AtClocks, at_clocks
-from kvwatt.state import Decision, EngineShape, Slo
+from kvwatt.state import Decision, EngineShape, EngineSnapshot, Slo
 from kvwatt.traffic import Traffic
 
+LONGEST_S = 60.0  # between two pages, for the tokens between them to be of now
 PERIOD_S = 5.0  # how often traffic is judged anew: it changes slowly, and each time costs half a millisecond
 
 
@@ -28,6 +29,7 @@ class Savings:
     _skip: bool = True
     _at: AtClocks | None = None
     _judged_s: float = float("-inf")
+    _page: EngineSnapshot | None = None
 
     def pause(self) -> None:
         """The regime changed: the interval in progress belongs to neither."""
@@ -45,15 +47,21 @@ class Savings:
         slo: Slo,
         traffic: Traffic | None,
         reaction_s: float,
+        page: EngineSnapshot | None = None,
     ) -> None:
-        """What the model says of this traffic at every clock; where it says nothing, nothing is saved."""
-        self._judged_s = now_s
+        """What the model says of this traffic at every clock; where it says nothing, nothing is saved.
+
+        With a `page`, of the tokens that came since the one before: an estimated rate outlives its traffic,
+        and what an idle engine draws would count as saved."""
+        self._judged_s, before, self._page = now_s, self._page, page
         if model is None or shape is None or traffic is None:
             self._at = None
             return
-        prompts, outputs = traffic.prompt_mean_tokens, traffic.output_mean_tokens
-        rate = traffic.arrival_per_s
-        self._at = at_clocks(model, shape, slo, traffic, rate * prompts, rate * outputs, reaction_s)
+        per_s = _tokens_per_s(before, page) if page is not None and before is not None else None
+        if per_s is None:
+            rate = traffic.arrival_per_s
+            per_s = rate * traffic.prompt_mean_tokens, rate * traffic.output_mean_tokens
+        self._at = at_clocks(model, shape, slo, traffic, *per_s, reaction_s)
 
     def like(self, other: Savings) -> None:
         """Judged as another has been."""
@@ -87,3 +95,16 @@ class Savings:
         watts = self._at.power_w
         chosen_w = float(np.interp(decision.clock_mhz, self._at.clocks_mhz, watts))
         return float(watts[-1]) / chosen_w if chosen_w > 0 else 1.0
+
+
+def _tokens_per_s(before: EngineSnapshot, page: EngineSnapshot) -> tuple[float, float] | None:
+    """Prompt tokens computed and tokens generated, from the counters; None across a restart or a gap."""
+    dt_s = page.observed_s - before.observed_s
+    prompt, generated = (
+        page.prompt_tokens_total - before.prompt_tokens_total,
+        page.generation_tokens_total - before.generation_tokens_total,
+    )
+    cached = page.prompt_tokens_cached_total - before.prompt_tokens_cached_total
+    if not 0.0 < dt_s <= LONGEST_S or min(prompt, generated, cached) < 0.0:
+        return None
+    return max(prompt - cached, 0.0) / dt_s, generated / dt_s
