@@ -261,6 +261,11 @@ def test_a_horizon_without_steps_is_refused() -> None:
     """The error names the value."""
     with pytest.raises(ValueError, match="horizon = 0"):
         Gate(fixed_steps=0)
+    assert versions.fixed_horizon({}) is None
+    assert versions.fixed_horizon({versions.HORIZON_ENV: "48"}) == 48
+    for text in ("0", "-1", "1e3", "many"):
+        with pytest.raises(RuntimeError, match=rf"KVWATT_SCHEDULER_HORIZON = '{text}'"):
+            versions.fixed_horizon({versions.HORIZON_ENV: text})
 
 
 def test_nothing_heavy_is_loaded_into_vllm() -> None:

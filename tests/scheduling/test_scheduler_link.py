@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kvwatt.length_classes import ClassLengths, FinishedRequest
-from kvwattd.config import Mode, parse_config
+from kvwattd.config import ConfigError, Mode, parse_config
 from kvwattd.loop import Daemon
 from kvwattd.scheduler_link.message import lengths_of
 from kvwattd.scheduler_link.view import scheduler_view
@@ -159,6 +159,24 @@ async def test_the_file_is_there_in_active_mode_only_and_goes_with_the_daemon(tm
     job = asyncio.create_task(failing.run())
     await until(lambda: failing.errors > 0)
     job.cancel()
+
+
+@pytest.mark.parametrize("more", ["kv_budget = true", 'order = "smallest"', 'admission = "throttllem"'])
+def test_what_is_to_be_told_needs_a_file(tmp_path: Path, more: str) -> None:
+    """The error names the section; a path must be absolute, a word one of the known."""
+    text = CONFIG.format(folder=tmp_path, mode="active")
+    with pytest.raises(ConfigError, match=r"scheduler.*need file"):
+        parse_config(tomllib.loads(text.replace(f'file = "{tmp_path}/scheduler.json"', more)))
+    for bad, told in (
+        ('file = "here.json"', r"scheduler\.file.*absolute"),
+        ('order = "x"', r"scheduler\.order.*x"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            parse_config(tomllib.loads(text.replace(f'file = "{tmp_path}/scheduler.json"', bad)))
+    assert (
+        parse_config(tomllib.loads(text.replace("[slo.tbt]", f"{more}\n[slo.tbt]"))).scheduler.file
+        is not None
+    )
 
 
 def record(**changed: object) -> SchedulerRecord:

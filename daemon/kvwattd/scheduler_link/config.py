@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from kvwattd.config_values import Seconds
 
@@ -26,3 +26,10 @@ class SchedulerConfig(BaseModel):
     order: Literal["arrival", "smallest"] = "arrival"
     age_s: Seconds = 10.0
     admission: Literal["overflow", "throttllem"] = "overflow"
+
+    @model_validator(mode="after")
+    def _told_somewhere(self) -> Self:
+        wanted = self.kv_budget or self.order != "arrival" or self.admission != "overflow"
+        if wanted and self.file is None:
+            raise ValueError("kv_budget, order and admission need file: without it nothing is told")
+        return self

@@ -29,7 +29,6 @@ from kvwattd.vllm_plugin.wire import DEFAULT_SOCKET, INSTANCE_ENV, SOCKET_ENV, S
 
 log = logging.getLogger("vllm.kvwatt_scheduler")  # under vLLM's own logger, whose handlers it thereby uses
 
-HORIZON_ENV = "KVWATT_SCHEDULER_HORIZON"  # steps; without it, it is learned
 FAULTS_TOLD = 3
 FAULTS_TOLERATED = 100  # in a row; then the plugin stands aside for good
 
@@ -53,8 +52,7 @@ class _Gated:
         versions.check(vllm_version)
         super().__init__(*args, **kwargs)
         self.kvwatt_seats = versions.seat_name(self)
-        fixed = os.environ.get(HORIZON_ENV)
-        self.kvwatt_gate = Gate(int(fixed) if fixed else None)
+        self.kvwatt_gate = Gate(versions.fixed_horizon())
         self.kvwatt_clock: Callable[[], float] = time.monotonic
         self.kvwatt_wall: Callable[[], float] = time.time
         self.kvwatt_steps = self.kvwatt_faults = self.kvwatt_faults_in_row = 0
