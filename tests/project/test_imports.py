@@ -70,9 +70,8 @@ def test_the_plugin_inside_vllm_needs_only_what_vllm_brings() -> None:
         assert text.count("kvwattd.") == text.count("kvwattd.vllm_plugin"), path
 
 
-def test_the_cap_ladder_needs_only_numpy() -> None:
-    """What the scheduler inside vLLM takes from the library brings nothing else along."""
+def test_what_vllm_takes_of_scheduling_needs_nothing_else() -> None:
+    """The library's modules that the scheduler inside vLLM imports bring only the standard library along."""
     scheduling = ROOT / "predictor" / "kvwatt" / "scheduling"
-    allowed = {*sys.stdlib_module_names, "numpy"}
-    assert imported(scheduling / "cap_ladder.py") <= {*allowed, "kvwatt"}
-    assert imported(scheduling / "proj.py") <= allowed
+    for name in ("cap_ladder.py", "remaining.py", "proj.py", "__init__.py"):
+        assert imported(scheduling / name) <= {*sys.stdlib_module_names, "kvwatt"}, name
