@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from kvwatt.energy_factors import FactorError, window_row
 from kvwatt.state import EngineSnapshot, GpuSample, Histogram
 from kvwatt.traffic import difference, interval, kv_capacity_tokens
+from kvwattd.telemetry.vllm_metrics import counters_reset
 
 WINDOW_S = 10.0
 LENGTHS_MEMORY_S = 600.0
@@ -135,7 +136,7 @@ class WindowBuilder:
         old, self._page = self._page, page
         if old is None or page.observed_s <= old.observed_s:
             return
-        if page.iterations.count < old.iterations.count or page.iterations.bounds != old.iterations.bounds:
+        if counters_reset(old, page):
             self.restart()
             self._page = page
             return
