@@ -28,6 +28,9 @@ def _number_problems(config: Config) -> Iterable[ConfigProblem]:
     pool, members = config.pool, len(config.instance)
     if pool.maximum is not None and pool.maximum > members:
         yield ConfigProblem("pool.maximum", pool.maximum, f"at most the number of [[instance]] ({members})")
+    if pool.survivors_load_max > pool.load_max:
+        accepted = f"at most pool.load_max ({pool.load_max:g}): who left would be wanted back at once"
+        yield ConfigProblem("pool.survivors_load_max", pool.survivors_load_max, accepted)
     if pool.day_s < LEAST_WINDOWS * pool.period_s:
         accepted = f"at least {LEAST_WINDOWS} times pool.period_s ({LEAST_WINDOWS * pool.period_s:g} s)"
         yield ConfigProblem("pool.day_s", pool.day_s, accepted)

@@ -231,6 +231,11 @@ class PoolParams:
         for key in ("load_max", "survivors_load_max"):
             if not 0.0 < getattr(self, key) <= 1.0:
                 raise ValueError(f"{key} must be in (0, 1], got {getattr(self, key)}")
+        if self.survivors_load_max > self.load_max:  # who left would be wanted back at once
+            told = (
+                f"survivors_load_max must be <= load_max, got {self.survivors_load_max} and {self.load_max}"
+            )
+            raise ValueError(told)
         if not 0.5 <= self.forecast_quantile < 1.0:
             raise ValueError(f"forecast_quantile must be in [0.5, 1), got {self.forecast_quantile}")
 

@@ -61,6 +61,7 @@ def test_without_a_word_there_is_no_pool() -> None:
         (with_pool(backend="kubernetes", rest="sleep"), "pool.rest", '"stop"'),
         (with_pool(drain_then="kill"), "pool.drain_then", "'keep-waiting', 'undrain' or 'stop-anyway'"),
         (with_pool(survivors_load_max=1.5), "pool.survivors_load_max", "less than or equal to 1"),
+        (with_pool(survivors_load_max=0.95), "pool.survivors_load_max", "at most pool.load_max (0.9)"),
         (with_pool(forecast_quantile=0.2), "pool.forecast_quantile", "greater than or equal to 0.5"),
         (with_pool(day_s=100.0), "pool.day_s", "at least 864 times pool.period_s"),
         (with_pool(colour="red"), "pool.colour", "a known key"),

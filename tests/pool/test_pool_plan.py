@@ -228,7 +228,7 @@ def test_survivors_must_carry_what_stays() -> None:
     """Two members at 2.8/s each of 3: one alone would be at 93 %: both stay, though one could carry it."""
     world = World(
         {"l20": kind()},
-        PoolParams(1, 2, survivors_load_max=0.9),
+        PoolParams(1, 2, load_max=1.0, survivors_load_max=0.9),
         lambda _: RateSummary(2.5, 2.8),
         members(2, 2),
     )

@@ -28,6 +28,7 @@ class PoolPace:
     start_s: float = 2.0
     settle_s: float = 1.0
     start_timeout_s: float = 30.0
+    load_max: float = 1.0
     survivors_load_max: float = 0.9
     forecast_quantile: float = 0.95
     drain_s: float = 30.0
@@ -123,6 +124,7 @@ retry_s = {pace.start_timeout_s}
 day_s = {pace.day_s}
 stay_s = {pace.stay_s}
 forecast_quantile = {pace.forecast_quantile}
+load_max = {pace.load_max}
 survivors_load_max = {pace.survivors_load_max}
 stop_timeout_s = {pace.start_timeout_s}
 expect.start_s = {pace.start_s}
