@@ -30,7 +30,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "first-run.md"
 STUB = Path(__file__).with_name("stub_systemctl.py")
 SEATS, BUDGET = 4, 512
 SHADOW_S = 5.0  # that the ledger must have of it
-LIMIT_S = 120.0
+LIMIT_S = 240.0
 CONFIG = f"""
 [daemon]
 state_dir = "{{folder}}/state"
@@ -64,7 +64,8 @@ gpus = ["{uuid}"]
 """
 PREAMBLE = f"""
 VLLM={{url}} GPU=0 MODEL={{folder}}/model TOKENS={{folder}}/tokens.toml OWNER=$(id -un)
-PROFILE="--minutes 0.35 --clocks 3 --window 0.2 --max-num-seqs {SEATS} --max-num-batched-tokens {BUDGET}"
+PROFILE="--minutes 2 --target-error 0.3 --clocks 3 --window 0.2"
+PROFILE="$PROFILE --max-num-seqs {SEATS} --max-num-batched-tokens {BUDGET}"
 """
 
 
