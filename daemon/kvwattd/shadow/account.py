@@ -14,7 +14,7 @@ from kvwattd.shadow.engine import ShadowEngine
 from kvwattd.shadow.pace import NO_PACE, Pace, pace_of
 
 # How far the saving in shadow mode lies off what control then saves, as a share of the baseline: what a model
-# without any error would leave (bench/shadow.py, 95 % of runs on seeds that set it).
+# without any error would leave. About the mean distance on the seeds that it was set on (bench/shadow.py).
 TRANSFER_RATIO = 0.02
 NORMAL_95 = 1.96
 MEAN_TO_SD = 1.2533  # of a normal error: its standard deviation over its mean size
