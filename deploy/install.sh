@@ -62,7 +62,7 @@ guard="/opt/kvwatt/bin/kvwatt-guard --config /etc/kvwatt/guard.toml --state-file
 
 exists() { getent "$1" "$2" >/dev/null; }
 
-# A folder and its missing parents; remembers which are new.
+# A folder and its missing parents; remembers which are new. One that is there keeps its mode.
 folder() {
     path=$2 new=
     while [ ! -d "$path" ]; do
@@ -70,7 +70,7 @@ folder() {
 $new"
         path=$(dirname "$path")
     done
-    install -d -m "$1" "$2"
+    [ -d "$2" ] || install -d -m "$1" "$2"
     news=$news$new
 }
 

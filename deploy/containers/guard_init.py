@@ -49,6 +49,7 @@ class Init:
 
     def run(self) -> int:
         """Exit status of the last guard."""
+        os.umask(0o077)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
@@ -107,7 +108,6 @@ def visible_gpus() -> list[str]:
 
 def main(arguments: list[str]) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(levelname)s: %(message)s")
-    os.umask(0o077)
     chosen = os.environ.get("KVWATT_GUARD_GPUS", "")
     if chosen not in ("", "visible"):
         log.error("KVWATT_GUARD_GPUS = %r: expected visible, or nothing: then guard.toml names them", chosen)

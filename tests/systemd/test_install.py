@@ -32,6 +32,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "etc" / "systemd" / "system").mkdir(parents=True)
     (tmp_path / "etc" / "systemd" / "system" / "other.service").write_text("[Service]\n")
     (tmp_path / "var" / "lib").mkdir(parents=True)
+    (tmp_path / "var" / "lib").chmod(0o711)  # an operator's choice
     return tmp_path
 
 
