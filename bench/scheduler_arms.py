@@ -123,7 +123,9 @@ def server(python: Path, model: Path, folder: Path, name: str, scheduler: str | 
 async def play(arm: Arm, kind: Workload, asked: list[tuple[list[int], int]]) -> None:
     """One round: all at once, so many in flight."""
     seats = asyncio.Semaphore(kind.in_flight)
-    async with httpx.AsyncClient(timeout=600.0, trust_env=False) as client:
+    # A connection that is kept may be closed by the server at the moment in which it is used again.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(timeout=600.0, trust_env=False, limits=limits) as client:
         before, started_s, tokens = await totals(client, arm), time.monotonic(), arm.tokens
 
         async def one(prompt: list[int], output: int) -> str:
