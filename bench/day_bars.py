@@ -63,9 +63,11 @@ def changes(row: Row) -> int:
 
 
 def bars(rows: Rows) -> list[Bar]:
-    """Every bar that the rows can tell of."""
+    """Every bar that the rows can tell of; a setting without our own day has none."""
     table = Table(rows)
-    return [*_savings(table), *_kept(table), *_rivals(table), *_steady(table)]
+    steady = list(_steady(table))
+    table.cells = {name: policies for name, policies in table.cells.items() if OURS in policies}
+    return [*_savings(table), *_kept(table), *_rivals(table), *steady]
 
 
 def _savings(table: Table) -> Iterator[Bar]:
