@@ -39,7 +39,7 @@ from kvwatt_sim.prefix.serving import PERIOD_S, Result
 MEMBERS = 4
 WAYS = ("asleep", "parked", "released")
 LOW_PER_S, HIGH_PER_S, CYCLE_S = 0.05, 0.30, 2400.0
-SHRINK_AFTER_S = 60.0  # fewer pools must have been enough for so long
+SHRINK_AFTER_S = 30.0  # fewer pools must have been enough for so long
 ASKED_S = 5.0
 Z = 1.65  # of the rate that is planned for
 

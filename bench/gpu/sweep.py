@@ -50,7 +50,7 @@ from kvwattd.profiler.table import TableWriter
 SETTLE_S = 0.6  # a switch takes up to 0.5 s (arXiv 2502.20075)
 SWITCH_LIMIT_S = 1.0
 NEAR = 0.01
-BUSY_PERCENT = 5
+BUSY_PERCENT, IDLE_WITHIN_S = 5, 3.0
 EXIT_USAGE = 2
 
 
@@ -127,9 +127,14 @@ async def _switch(lease: ClockLease, uuid: str, clock_mhz: int) -> float:
 
 def _refuse_busy(uuid: str) -> None:
     """Somebody else's work would be slowed down, and would be measured. Raises OSError."""
-    rates = NvmlSession().run(uuid, "reading its load", pynvml.nvmlDeviceGetUtilizationRates)
-    if rates.gpu > BUSY_PERCENT:
-        raise OSError(f"GPU {uuid} is {rates.gpu} % busy: a sweep needs it for itself")
+    session, begin_s = NvmlSession(), time.monotonic()
+    while (busy := session.run(uuid, "reading its load", pynvml.nvmlDeviceGetUtilizationRates).gpu) > (
+        BUSY_PERCENT
+    ):
+        # The driver's figure is a mean over up to a second: what has just ended still shows.
+        if time.monotonic() - begin_s > IDLE_WITHIN_S:
+            raise OSError(f"GPU {uuid} is {busy} % busy: a sweep needs it for itself")
+        time.sleep(0.1)
 
 
 def _agreed(options: argparse.Namespace) -> bool:

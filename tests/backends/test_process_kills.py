@@ -98,6 +98,10 @@ async def test_killed_while_starting(owners: Owners, folder: Path) -> None:
         died += owners.act(folder, "start", at)[1]
         backend = ProcessBackend(folder, {MEMBER: LAUNCH})
         await until(backend, BackendState.RUNNING, again="start")
+        for _ in range(500):  # until it has become its program
+            if servers(folder):
+                break
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0.03)  # for whatever else may still come
         assert len(servers(folder)) == 1, f"line event {at}"
     assert died >= lines // STRIDE - 3, "the count of lines differs a little from run to run, no more"
