@@ -1,6 +1,7 @@
 """What a KV budget that moves with the rate saves against a fixed pool, on traffic with shared prefixes.
 
     OMP_NUM_THREADS=1 python bench/kv_budget.py [--quick] [--json FILE] [--seeds 1 2 3 4] [--minutes M]
+        [--part single|fleet|all]
 
 The setting, exactly. Plant: simulated L20, Qwen2.5-7B, chunks of 2048 tokens, a KV pool of POOL_BLOCKS
 blocks of 16 tokens (a quarter of what the card holds: as with a larger model, or a second server beside it).
@@ -332,21 +333,31 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one seed, twenty minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--minutes", type=float, default=40.0)
+    parser.add_argument("--part", choices=("single", "fleet", "all"), default="all")
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.minutes = options.seeds[:1], 20.0
-    fixed, reuse = tuned(options.minutes)
-    runs = [run(seed, options.minutes, fixed, reuse) for seed in options.seeds]
-    rows = _print(runs, fixed)
-    found = bars(runs)
-    fleet_fixed, fleet_reuse = fleet_tuned()
-    fleets = [fleet_run(seed, fleet_fixed, fleet_reuse) for seed in options.seeds]
-    fleet_rows = _print_fleet(fleets, fleet_fixed)
-    found += fleet_bars(fleets)
+    found: list[Bar] = []
+    told: dict[str, object] = {}
+    for part, play in (("single", _single), ("fleet", _fleet)):
+        if options.part in (part, "all"):
+            bars_of, told[part] = play(options.seeds, options.minutes)
+            found += bars_of
     show(found, "KV budget")
-    write(options.json, found, rows=rows, fleet=fleet_rows, fixed_in_use=fixed.in_use,
-          reuse_share=reuse.share)  # fmt: skip
+    write(options.json, found, **told)
     return 0
+
+
+def _single(seeds: Sequence[int], minutes: float) -> tuple[list[Bar], object]:
+    fixed, reuse = tuned(minutes)
+    runs = [run(seed, minutes, fixed, reuse) for seed in seeds]
+    return bars(runs), _print(runs, fixed)
+
+
+def _fleet(seeds: Sequence[int], minutes: float) -> tuple[list[Bar], object]:
+    fixed, reuse = fleet_tuned()
+    runs = [fleet_run(seed, fixed, reuse) for seed in seeds]
+    return fleet_bars(runs), _print_fleet(runs, fixed)
 
 
 def _print(runs: Sequence[dict[str, Result]], fixed: Fixed) -> dict[str, dict[str, float]]:
