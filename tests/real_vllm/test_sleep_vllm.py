@@ -26,6 +26,7 @@ pytestmark = pytest.mark.vllm_pool
 UP_LIMIT_S = 200.0
 CALL_S = 60.0
 RUNNING = b"vllm:num_requests_running{"
+GENERATED = b"vllm:generation_tokens_total{"
 WEIGHTS = """
 import sys
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -134,15 +135,21 @@ async def _a_request_slips_in(backend: SleepBackend, http: httpx.AsyncClient) ->
 
 async def _busy(backend: SleepBackend, http: httpx.AsyncClient) -> None:
     """Neither put to sleep nor stopped while a request runs."""
+    before = await _told(http, GENERATED)
     asking = asyncio.create_task(ask(http, 3000))
-    while b"num_requests_running" in (page := (await http.get("/metrics")).content) and not asking.done():
-        if any(line.startswith(RUNNING) and line.endswith(b" 1.0") for line in page.splitlines()):
-            break
+    # The gauge alone may be of a request before: this one runs once tokens come.
+    while await _told(http, GENERATED) <= before or await _told(http, RUNNING) != 1.0:
+        assert not asking.done()
     for call in (backend.sleep("a", proof()), backend.stop("a")):
         with pytest.raises(BackendError) as refused:
             await call
         assert refused.value.cause == Cause.BUSY
     assert await asking == 200
+
+
+async def _told(http: httpx.AsyncClient, series: bytes) -> float:
+    page = (await http.get("/metrics")).content
+    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(series))
 
 
 async def _killed_half_way(place: tuple[Path, Launch, str], http: httpx.AsyncClient) -> None:
