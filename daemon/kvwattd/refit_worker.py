@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +21,9 @@ JOB, RESULT, MODEL = "job.json", "result.json", "model"
 MEMORY_BYTES = 3 << 29  # of address space; a fit takes about 0.5 GB of it and touches half of that
 PROCESSOR_S = 120
 NICENESS = 19
+
+_Job = TypeVar("_Job")
+_Told = TypeVar("_Told", bound=BaseModel)
 
 
 class _Message(BaseModel):
@@ -44,6 +49,13 @@ class Job(_Message):
     samples: list[list[float | None]]
     clocks_mhz: tuple[int, ...]
     shape: Shape
+
+
+class Failure(_Message):
+    """What every worker's result has at least."""
+
+    outcome: RefitOutcome = "failed"
+    reason: str
 
 
 class Result(_Message):
@@ -94,19 +106,23 @@ def work(job: Job, output: Path) -> Result:
     )
 
 
-def main() -> None:
-    """Exit code 0: there is a result, which may tell of a failure; anything else: there is none."""
+def serve(read: Callable[[bytes], _Job], work: Callable[[_Job, Path], _Told], model: str) -> None:
+    """A worker's life: FOLDER/job.json, `work` with the place for a model, FOLDER/result.json.
+
+    Exit code 0: there is a result, which may tell of a failure; anything else: there is none.
+    """
     from kvwatt.artifact import ArtifactError
 
     limit()
     folder = Path(sys.argv[1])
-    job = Job.model_validate_json((folder / JOB).read_bytes())
+    job = read((folder / JOB).read_bytes())
+    told: BaseModel
     try:
-        result = work(job, folder / MODEL)
+        told = work(job, folder / model)
     except (ArtifactError, ValueError, MemoryError) as error:
-        result = Result(outcome="failed", reason=f"{type(error).__name__}: {error}")
-    (folder / RESULT).write_text(result.model_dump_json(indent=2), encoding="utf-8")
+        told = Failure(reason=f"{type(error).__name__}: {error}")
+    (folder / RESULT).write_text(told.model_dump_json(indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    serve(Job.model_validate_json, work, MODEL)

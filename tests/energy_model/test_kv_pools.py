@@ -65,13 +65,25 @@ def test_idle_pools_are_given_up_for_their_watts_and_kept_for_their_prefixes() -
         pools_wanted(_load(0.1), SHAPE, REUSE, _Steps(), HELD, 0)
 
 
+def test_prompts_that_would_wait_too_long_keep_a_pool() -> None:
+    """With room for everybody in one pool it is TTFT that asks for a second one, and only where promised."""
+    large, never = EngineShape(16, 60_001, 256, 2048), Reuse(0.0, (0.0, 1.0))
+    asked = pools_wanted(_load(0.6), large, never, _Steps(), HELD, 4)
+    assert asked.fits
+    assert asked.count > 1
+    unpromised = replace(HELD, ttft_limit_s=None)
+    assert pools_wanted(_load(0.6), large, never, _Steps(), unpromised, 4).count == 1
+
+
 def test_a_fleet_gives_pools_up_and_takes_them_back_and_loses_nobody() -> None:
     """Four, then one, then four again: all are answered, a sleeper is sent nothing and draws less."""
+    busy: list[bool] = []
     card, talk = load("l20"), Talk(first_tokens=(400.0, 0.5), system_tokens=64)
-    asked = conversations(lambda at: 0.5, 120.0, 5, talk)
+    asked = conversations(lambda at: 3.0, 120.0, 5, talk)
 
     def act(fleet: Fleet, now_s: float, arrivals: int) -> None:
         fleet.resize(1 if 20.0 <= now_s < 80.0 else 4, now_s)
+        busy.append(any(m.status is Status.LEAVING and m.serving.inside for m in fleet.members))
         asleep = [m for m in fleet.members if m.status is Status.ASLEEP]
         assert all(m.serving.inside == 0 for m in asleep)
         assert fleet.ready
@@ -80,6 +92,7 @@ def test_a_fleet_gives_pools_up_and_takes_them_back_and_loses_nobody() -> None:
     result = serve_fleet(moving, asked, act, 130.0)
     still = serve_fleet(fleet_of(card, SHAPE, 4, Sleep(3.0, 90.0, 36.0)), asked, lambda *_: None, 130.0)
     assert len(result.records) == len(still.records) == len(asked)
+    assert any(busy)  # somebody had to finish first
     assert moving.wakes == 3
     assert result.energy_j < still.energy_j
     assert result.asked_tokens == still.asked_tokens

@@ -111,8 +111,11 @@ async def test_too_few_windows_and_a_broken_state_leave_the_law(
     assert refits.view("chat").last == "too_few"
     assert not refits.view("chat").learned
     path = tmp_path / "energy" / "chat" / KEPT
-    for damaged in (b"{", Kept(windows=[_row(2), _row(2)]).model_dump_json().encode()):
-        path.write_bytes(damaged)
+    for damaged in (
+        "{",
+        *(k.model_dump_json() for k in (Kept(windows=[_row(2), _row(2)]), Kept(model="{}"))),
+    ):
+        path.write_text(damaged)
         assert restored(path) == Kept()
     assert "learned anew" in caplog.text
     await EnergyRefits(0.0, tmp_path / "energy", {"chat": store}, {"chat": learner}).run({})  # never: at once

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from kvwatt.energy_artifact import from_text
 from kvwattd.api.schemas import EnergyModelView, RefitOutcome
 from kvwattd.energy_learning.job import JOB, MODEL, RESULT, Job, Kept, Result, Row
 from kvwattd.energy_learning.learner import EnergyLearner
@@ -171,6 +172,8 @@ def restored(path: Path) -> Kept:
         numbers = [row.counted().number for row in kept.windows]
         if any(after <= before for before, after in itertools.pairwise(numbers)):
             raise ValueError("windows are out of order")
+        if kept.model:
+            from_text(kept.model)
     except FileNotFoundError:
         return Kept()
     except (OSError, ValueError) as error:

@@ -6,20 +6,19 @@ beats the other on windows neither has seen. Bound in memory, processor time and
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from kvwatt.energy_artifact import EnergyArtifactError, from_text, to_text
+from kvwatt.energy_artifact import from_text, to_text
 from kvwatt.energy_effects import importance
 from kvwatt.energy_learning import Counted, EnergyRefit, columns_of, refit_energy
 from kvwatt.energy_model import EnergyModel, accuracy, shipped
 from kvwatt.energy_table import TableEnergy
 from kvwattd.api.schemas import RefitOutcome
-from kvwattd.energy_learning.job import JOB, MODEL, RESULT, Job, Result
-from kvwattd.refit_worker import limit
+from kvwattd.energy_learning.job import MODEL, Job, Result
+from kvwattd.refit_worker import serve
 
 MOST_FACTORS = 6  # told of what the model goes by
 MIN_SCORED = 6  # windows: a minute
@@ -62,12 +61,9 @@ def _step(job: Job) -> TableEnergy:
 
 
 def champion_of(text: str, step: TableEnergy) -> EnergyModel:
-    """The model that serves; before any was learned, or where the text is damaged, the step model's law."""
+    """The model that serves; before any was learned, the step model's law. Raises EnergyArtifactError."""
     if text:
-        try:
-            return from_text(text)
-        except EnergyArtifactError as error:
-            print(f"the kept energy model cannot be used: {error}", file=sys.stderr)  # noqa: T201 a worker
+        return from_text(text)
     idle = step.idle_power_w(np.array([float(max(step.model.clocks_mhz))]))
     return shipped(max(float(idle[0]), 1.0))
 
@@ -87,19 +83,5 @@ def factors(model: EnergyModel, counted: Sequence[Counted], step: TableEnergy) -
     return {name: value for name, value in list(lost.items())[:MOST_FACTORS] if value > 0.0}
 
 
-def main() -> None:
-    """Exit code 0: there is a result, which may tell of a failure; anything else: there is none."""
-    from kvwatt.artifact import ArtifactError
-
-    limit()
-    folder = Path(sys.argv[1])
-    job = Job.model_validate_json((folder / JOB).read_bytes())
-    try:
-        result = work(job, folder / MODEL)
-    except (ArtifactError, ValueError, MemoryError) as error:
-        result = Result(outcome="failed", reason=f"{type(error).__name__}: {error}")
-    (folder / RESULT).write_text(result.model_dump_json(indent=2), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    serve(Job.model_validate_json, work, MODEL)
