@@ -13,12 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kvwatt.state import EngineSnapshot, Histogram
+from kvwattd.tap_agreement import Agreement
 from kvwattd.tap_progress import TapProgress
 from kvwattd.vllm_plugin.wire import Finished, Record, SchedulerRecord
 
-COMPARED_OVER_S = 5.0
-MIN_TOKENS = 100.0  # fewer say more about when the page was taken than about the tap
-TOLERANCE = 0.2
 SENDERS_FORGOTTEN_S = 60.0
 SENDERS_KEPT = 64  # more are no servers of one engine, but noise
 STEPS_KEPT = 8192
@@ -61,10 +59,7 @@ class TapStream:
         self._stale_after_s = stale_after_s
         self._senders: dict[int, _Sender] = {}
         self._servers = 1
-        self._told = self._counted = 0.0  # generated tokens: by the tap, by the page
-        self._tokens = 0.0  # told since the newest page
-        self._pages = -1  # -1: the interval that runs now began before the tap
-        self._agrees: bool | None = None
+        self._agreement = Agreement()
         self._page: EngineSnapshot | None = None
         self._steps: deque[TapStep] = deque(maxlen=STEPS_KEPT)
         self._finished: deque[Finished] = deque(maxlen=FINISHED_KEPT)
@@ -82,11 +77,12 @@ class TapStream:
 
     def on_record(self, record: Record, received_s: float) -> None:
         """A record for this instance."""
-        self._tokens += self._progress(record, received_s)
+        tokens = self._progress(record, received_s)
         self.records += 1
         self._servers = record.servers
         # The sender's clock is the receiver's own on one host; a time to come means that it is not.
         sent_s = record.sent_s if received_s - SENDERS_FORGOTTEN_S < record.sent_s else received_s
+        self._agreement.on_tokens(tokens, min(sent_s, received_s))
         before_s, self.last_s = self.last_s, max(self.last_s or 0.0, min(sent_s, received_s))
         self._pace(before_s, self.last_s)
         self.progress.on_record(record, self.last_s)
@@ -138,27 +134,13 @@ class TapStream:
     def on_page(self, page: EngineSnapshot) -> None:
         """The newest metrics page: compare what was told since the one before."""
         old, self._page = self._page, page
-        tokens, self._tokens = self._tokens, 0.0
-        if old is None or self.last_s is None or page.observed_s <= old.observed_s:
-            return
-        if self._pages >= 0:
-            keep = math.exp(-(page.observed_s - old.observed_s) / COMPARED_OVER_S)
-            counted = max(page.generation_tokens_total - old.generation_tokens_total, 0.0)
-            self._told = self._told * keep + tokens
-            self._counted = self._counted * keep + counted
-            self._judge()
-        self._pages += 1
-
-    def _judge(self) -> None:
-        """Trust is won and lost on enough tokens; what is less changes nothing."""
-        most = max(self._told, self._counted)
-        if most >= MIN_TOKENS:
-            self._agrees = abs(self._told - self._counted) <= TOLERANCE * most
+        if self.last_s is not None and (old is None or page.observed_s > old.observed_s):
+            self._agreement.on_page(old, page)
 
     def restart(self) -> None:
         """Another engine run: what was compared so far says nothing any more."""
-        self._pages, self._told, self._counted, self._page = -1, 0.0, 0.0, None
-        self._agrees = None
+        self._agreement.restart()
+        self._page = None
         self._steps.clear()
         self._finished.clear()
         self._first_tokens_s.clear()
@@ -176,11 +158,10 @@ class TapStream:
         """Why what it tells of single requests is not relied on; several API servers tell it together."""
         if self.last_s is None:
             return "no record has come"
-        if self._agrees is None:
+        if self._agreement.agrees is None:
             return "being compared with the metrics page"
-        if not self._agrees:
-            told, counted = self._told, self._counted
-            return f"disagrees with the metrics page: {told:.0f} tokens told, {counted:.0f} counted"
+        if not self._agreement.agrees:
+            return f"disagrees with the metrics page: {self._agreement}"
         page = self._page
         if page is not None and page.running > 0 and page.observed_s - self.last_s > self._stale_after_s:
             return f"no record for {page.observed_s - self.last_s:.1f} s while requests run"

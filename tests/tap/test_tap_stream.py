@@ -102,6 +102,27 @@ def test_a_tap_that_contradicts_the_page_is_not_relied_on(told: float, counted: 
     assert "disagrees" in fault
 
 
+@pytest.mark.parametrize("made", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("told", [0.5, 1.0, 2.0])
+def test_slow_scrapes_are_no_disagreement(told: float, made: float) -> None:
+    """A page made and read up to two seconds after it was asked for; a tap that is wrong is found even so."""
+    tap, total, doubts = TapStream(STALE_S), 0, set()
+    tap.on_page(page(0.0, 0.0))
+    for step in range(1, 1001):
+        now_s, sent = step * 0.02, round(told * 3 * step)
+        tap.on_record(
+            record(sequence=step, sent_s=now_s, generation_tokens=sent - total, generation_tokens_total=sent),
+            now_s,
+        )
+        total = sent
+        late_s = (0.004, 2.0, 0.3, 0.8)[(step // 125) % 4]
+        if step % 125 == 0:
+            tap.on_page(page(now_s - late_s, 3 * round((now_s - late_s * (1.0 - made)) / 0.02)))
+            doubts.add(tap.doubt() if step > 250 else None)
+    assert all(doubt is None for doubt in doubts) is (told == 1.0)
+    assert (tap.fault() is None) is (told == 1.0)
+
+
 def test_a_tap_that_falls_silent_is_given_up_and_taken_up_again() -> None:
     """While requests run and no record comes the page is used; records that agree bring the tap back."""
     played = Played()
