@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -169,10 +169,16 @@ class GuardLink:
             outcome.on_alarm("; ".join(f"guard: {gpu.alarm}" for gpu in mine if gpu.alarm) or None)
             held = self._applied.get(name)
             if held is not None and held.uuids == wish.uuids and _undone(held, mine):
-                del self._applied[name]
+                self._take_back(name, wish, outcome)
                 told = [text for gpu in mine if (text := gpu.alarm or gpu.fault)]
                 reason = "; ".join(told) or "the clock is not held any more"
                 outcome.on_actuation_error(f"guard: {reason}", self._now())
+
+    def _take_back(self, name: str, wish: Wish, outcome: Outcome) -> None:
+        """What was held is not any more: the next tick decides anew."""
+        del self._applied[name]
+        self._unsure.add(name)  # of several GPUs some may be held still
+        self._wishes[name] = (_default(wish), outcome)
 
     async def _apply(self) -> None:
         for name, (wish, outcome) in list(self._wishes.items()):
@@ -180,6 +186,8 @@ class GuardLink:
             at_default = held is None and name not in self._unsure
             if held == wish or (at_default and wish.target_mhz is None):
                 continue
+            if wish.target_mhz is not None and not self._alive():
+                continue  # decided on what a stalled tick saw
             self._sending = name
             try:
                 await self._send(wish)
@@ -236,10 +244,16 @@ class GuardLink:
         self.last_error = reason
         if client is not None:
             await client.close()
-        for name, (_, outcome) in self._wishes.items():
+        for name, (wish, outcome) in self._wishes.items():
+            self._wishes[name] = (_default(wish), outcome)
             outcome.on_alarm(None)
             if name in held:
                 outcome.on_applied(None, self._now())
+
+
+def _default(wish: Wish) -> Wish:
+    """Until the next tick: what was wished before a loss must not be set after it."""
+    return replace(wish, target_mhz=None)
 
 
 def _undone(held: Wish, gpus: list[GuardGpu]) -> bool:

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fault_stage import SET
+
 from kvwatt_sim import cards
 from kvwatt_sim.nvml.build import build
 from kvwatt_sim.nvml.control import Fault, SimGpus, env_for
 from kvwatt_sim.nvml.spec import demo_uuid
 from kvwattd.guard.spawn import spawn_guard
-from kvwattd.guard_link import GuardLink, Wish
+from kvwattd.guard_link import RECONNECT_S, GuardLink, Wish
 
 LEASE_S = 0.5
 PATIENCE_S = 20.0
@@ -35,7 +37,7 @@ class Told:
 
 
 async def test_after_a_stall_every_instance_gets_its_clock_again(tmp_path: Path) -> None:
-    """One instance's new wish after an expired lease brings the other's clock back too."""
+    """After an expired lease nothing is set on a wish from before it; each new wish brings its clock."""
     libs, path = build(), tmp_path / "gpus"
     uuids = [demo_uuid(0), demo_uuid(1)]
     spec = cards.load("l20", 1).gpu_spec
@@ -55,7 +57,12 @@ async def test_after_a_stall_every_instance_gets_its_clock_again(tmp_path: Path)
             alive[0] = False  # the tick stalls: no renewal
             await _until(lambda: [gpus.lock_mhz(i) for i in range(2)] == [None, None])
             alive[0] = True
+            await _until(lambda: [t.clock_mhz for t in told] == [None, None])
+            await asyncio.sleep(2 * RECONNECT_S)  # rounds in which the wish from before could be sent
+            assert [gpus.lock_mhz(i) for i in range(2)] == [None, None]
+            assert [call.call for call in gpus.setter_log()].count(SET) == 2
             link.wish("0", Wish((uuids[0],), 900, 1500), told[0])
+            link.wish("1", Wish((uuids[1],), 900, 1200), told[1])
             await _until(lambda: [gpus.lock_mhz(i) for i in range(2)] == [(900, 1500), (900, 1200)])
             await _until(lambda: [t.clock_mhz for t in told] == [1500, 1200])
         finally:
