@@ -36,7 +36,7 @@ def certificate(folder: Path) -> Tls:
 
 
 def trusting(cert: Path) -> httpx.AsyncClient:
-    return httpx.AsyncClient(trust_env=False, verify=ssl.create_default_context(cafile=str(cert)))
+    return httpx.AsyncClient(trust_env=False, timeout=60, verify=ssl.create_default_context(cafile=str(cert)))
 
 
 def mode_of(path: Path) -> int:
@@ -64,7 +64,7 @@ async def test_https_is_served_to_who_trusts_the_certificate(tmp_path: Path) -> 
         assert server.url.startswith("https://127.0.0.1:")
         async with trusting(tls.cert) as client:
             assert (await client.get(f"{server.url}/api/v1/status")).status_code == 200
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
             with pytest.raises(httpx.ConnectError):
                 await client.get(f"{server.url}/healthz")
             with pytest.raises(httpx.HTTPError):
@@ -83,7 +83,7 @@ async def test_old_tls_versions_are_refused(tmp_path: Path) -> None:
         old.minimum_version = ssl.TLSVersion.TLSv1
         old.maximum_version = ssl.TLSVersion.TLSv1_1
     try:
-        async with httpx.AsyncClient(trust_env=False, verify=old) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=60, verify=old) as client:
             with pytest.raises(httpx.ConnectError):
                 await client.get(f"{server.url}/healthz")
     finally:
@@ -135,7 +135,7 @@ async def test_the_unix_socket_has_its_mode_and_vanishes_at_the_end(tmp_path: Pa
         assert server.url == f"unix:{path}"
         assert mode_of(path) == 0o600
         transport = httpx.AsyncHTTPTransport(uds=str(path))
-        async with httpx.AsyncClient(transport=transport, base_url="http://any.name") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://any.name", timeout=60) as client:
             assert (await client.get("/api/v1/status")).status_code == 200
             refused = await client.put("/api/v1/mode", json={"mode": "off"}, headers=AUTH)
             assert refused.status_code == 403
@@ -153,7 +153,7 @@ async def test_both_at_once(tmp_path: Path) -> None:
         async with trusting(tls.cert) as client:
             assert (await client.get(f"{server.url}/healthz")).status_code == 200
         transport = httpx.AsyncHTTPTransport(uds=str(path))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             assert (await client.get("/healthz")).status_code == 200
     finally:
         await server.stop()

@@ -95,7 +95,7 @@ def play(placement_libs: NvmlLibs, tmp_path: Path) -> Callable[[str], Any]:
                 env={**os.environ, **env_for(placement_libs, path)},
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=180,
                 check=False,
             )
         assert done.returncode == 0, done.stderr

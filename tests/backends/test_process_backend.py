@@ -20,7 +20,7 @@ from kvwattd.instances.process import Launch, ProcessBackend
 from kvwattd.instances.process_record import Records
 from kvwattd.instances.process_state import StopLimits
 
-DEADLINE_S = 20.0
+DEADLINE_S = 90.0
 SLEEP = Launch(("sleep", "1000"))
 # A server that hangs.
 DEAF = """

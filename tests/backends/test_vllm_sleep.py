@@ -17,7 +17,7 @@ from kvwattd.instances.backend import BackendError, BackendState, Cause, Withdra
 from kvwattd.instances.vllm_sleep import SleepBackend, SleepParams
 
 QUICK = SleepParams(look_s=5.0, sleep_s=10.0, wake_s=10.0)
-DEADLINE_S = 20.0
+DEADLINE_S = 90.0
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def doctor(state: Path | None, *args: str) -> tuple[int, dict[tuple[str, str], s
         env=env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.stderr == ""

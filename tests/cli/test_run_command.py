@@ -56,7 +56,7 @@ def configured(folder: Path, api: str) -> Path:
 
 def run(config: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kvwattd", "run", "--config", str(config)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
 
 def certificate(folder: Path) -> None:
@@ -67,7 +67,7 @@ def certificate(folder: Path) -> None:
 
 
 def eventually(holds: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + 30.0
+    until_s = time.monotonic() + 90.0
     while not holds():
         assert time.monotonic() < until_s
         time.sleep(0.02)
@@ -112,12 +112,12 @@ def running(config: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], 
             yield process, log.read_text().split("REST and metrics at ")[1].split()[0]
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(90)
 
 
 def trusting(folder: Path, url: str) -> httpx.Client:
     context = ssl.create_default_context(cafile=str(folder / "tls.crt"))
-    return httpx.Client(base_url=url, verify=context, trust_env=False)
+    return httpx.Client(base_url=url, verify=context, trust_env=False, timeout=60)
 
 
 def test_the_secured_daemon_from_outside(tmp_path: Path, log: Path) -> None:
@@ -139,7 +139,7 @@ def test_the_secured_daemon_from_outside(tmp_path: Path, log: Path) -> None:
         with trusting(tmp_path, url) as client:
             reloads = client.get("/api/v1/config", headers=auth).json()["reloads_total"]
         unix = httpx.HTTPTransport(uds=str(tmp_path / "api.sock"))
-        with httpx.Client(transport=unix, base_url="http://localhost") as client:
+        with httpx.Client(transport=unix, base_url="http://localhost", timeout=60) as client:
             assert client.get("/api/v1/mode").status_code == 401
             assert client.get("/api/v1/mode", headers=auth).json() == {"mode": "off"}
     assert reloads == 1 and process.returncode == 0

@@ -11,7 +11,7 @@ from kvwattd.api.tokens import TokenFile
 
 def token(*args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kvwattd", "token", *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
 
 def test_the_printed_token_is_valid_and_stands_nowhere(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class Terminal:
         self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env)
         self.slave = slave
 
-    def until(self, text: str, limit_s: float = 60.0) -> None:
+    def until(self, text: str, limit_s: float = 120.0) -> None:
         end_s = time.monotonic() + limit_s
         while text not in self.shown:
             assert time.monotonic() < end_s, self.shown[-2000:]
@@ -73,7 +73,7 @@ class Terminal:
 
     def key(self, key: bytes) -> int:
         os.write(self.master, key)
-        end_s = time.monotonic() + 30.0
+        end_s = time.monotonic() + 90.0
         while self.process.poll() is None and time.monotonic() < end_s:  # it may have more to say than fits
             if select.select([self.master], [], [], 0.05)[0]:
                 os.read(self.master, 65536)

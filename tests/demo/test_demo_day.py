@@ -37,7 +37,7 @@ def test_options_out_of_range_are_told(change: dict[str, float], told: str) -> N
 def test_the_command_refuses_a_trace_beside_instances() -> None:
     """A day has requests of its own; the answer comes at once and without a traceback."""
     command = [sys.executable, "-m", "kvwattd", "demo", "--instances", "4", "--trace", "x.csv"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 1 and "--trace" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -28,7 +28,7 @@ from kvwattd.guard.protocol import GuardError
 REPOSITORY = Path(__file__).parents[2]
 CONTAINERS = REPOSITORY / "deploy" / "containers"
 UUIDS = [demo_uuid(0), demo_uuid(1)]
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 # The interpreter below the virtual environment: kvwatt and what it needs are not installed there.
 PYTHON = str(Path(sys.base_prefix) / "bin" / "python3")
 

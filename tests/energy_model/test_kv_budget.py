@@ -116,7 +116,7 @@ def test_advice_names_option_value_and_reason() -> None:
 
 def _kvwatt(*args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kvwattd", "advise", *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_the_command_advises_from_numbers_and_from_a_recording(tmp_path: Path) -> None:

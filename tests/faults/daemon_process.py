@@ -16,9 +16,9 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from wrapped_daemon import TASKS_ENV
 
-PATIENCE_S = 30.0
-STOP_LIMIT_S = 20.0
-CALL_TIMEOUT_S = 10.0
+PATIENCE_S = 90.0
+STOP_LIMIT_S = 90.0
+CALL_TIMEOUT_S = 30.0
 TOKEN = "a token that only tests use"
 _API = re.compile(r"REST and metrics at (http://\S+)")
 _GUARD = re.compile(r"guard: started as process (\d+)")

@@ -21,7 +21,7 @@ STALE_S = STALE_AFTER_S + SCRAPE_DEADLINE_S + 1.0
 # Standstill is told after two seconds of pages without progress.
 STANDSTILL_S = 4.0
 RUNNING = "vllm:num_requests_running"
-SERVER_TIMEOUT_S = 30.0
+SERVER_TIMEOUT_S = 90.0
 
 
 def page(mode: str, **settings: Any) -> Do:

@@ -109,7 +109,7 @@ def resume(stage: Stage) -> None:
     command = [sys.executable, "-m", "kvwattd.guard", "--resume", "--gpu", stage.gpus.spec(0).uuid]
     folder = stage.daemon.folder
     command += ["--socket", str(folder / "guard.sock"), "--state-file", str(folder / "state" / "none.json")]
-    subprocess.run(command, check=True, capture_output=True, timeout=20)
+    subprocess.run(command, check=True, capture_output=True, timeout=180)
 
 
 def hot(stage: Stage) -> None:

@@ -71,7 +71,7 @@ def second_daemon(stage: Stage) -> None:
         env=stage.daemon.environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 2, done.stderr

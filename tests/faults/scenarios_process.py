@@ -30,7 +30,7 @@ def daemon_signal(number: signal.Signals) -> Do:
 
 def restarted(stage: Stage) -> None:
     """What a service manager does with a daemon that has ended."""
-    stage.daemon.process.wait(10)
+    stage.daemon.process.wait(90)
     stage.daemon.start()
 
 
@@ -50,7 +50,7 @@ def both_killed(stage: Stage) -> float:
     """Nobody is left to reset anything; the next start does."""
     os.kill(stage.daemon.guard_pid, signal.SIGKILL)
     stage.daemon.signal(signal.SIGKILL)
-    stage.daemon.process.wait(10)
+    stage.daemon.process.wait(90)
     time.sleep(LEASE_S)
     assert stage.held_mhz is not None, "nobody was there to reset it"
     since_s = time.monotonic()

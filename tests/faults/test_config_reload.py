@@ -176,7 +176,7 @@ def test_what_was_set_over_rest_stands_over_the_file_until_it_is_deleted(stage: 
 def test_a_second_daemon_of_the_same_folder_refuses_to_start(stage: Stage) -> None:
     """Exit code 2, with the folder, the process that has it, and what to do; the first goes on."""
     command = [sys.executable, "-m", "kvwattd", "run", "--config", str(stage.daemon.config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 2
     assert f"in use by another kvwatt daemon (process {stage.daemon.process.pid})" in done.stderr
     assert "stop that one" in done.stderr and "Traceback" not in done.stderr

@@ -11,6 +11,7 @@ import time
 
 from daemon_process import eventually
 from fault_stage import Stage
+from host_stalls import lost_s
 
 from kvwatt.holdout import HELD, Arm
 from kvwattd.ledger import proof
@@ -45,8 +46,8 @@ def test_windows_a_kill_and_a_second_life(staging) -> None:  # noqa: ANN001
     """What was kept before the kill is whole; the next life goes on in the same file."""
     with staging(environment=OFTEN) as stage:
         stage.control()
-        eventually(lambda: held_is_default(stage), stage.daemon.describe, 60.0)
-        eventually(lambda: windows(stage) >= 3 and stage.held_mhz is not None, stage.daemon.describe, 60.0)
+        eventually(lambda: held_is_default(stage), stage.daemon.describe, 180.0)
+        eventually(lambda: windows(stage) >= 3 and stage.held_mhz is not None, stage.daemon.describe, 180.0)
         status = stage.daemon.status()
         killed_s = time.time()
         stage.daemon.signal(signal.SIGKILL)
@@ -54,7 +55,8 @@ def test_windows_a_kill_and_a_second_life(staging) -> None:  # noqa: ANN001
         first = rows_of(stage)
         path = stage.daemon.folder / "state" / "ledger.db"
         assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-        assert killed_s - max(row.end_ms for row in first) / 1e3 < 2 * INTERVAL_S + 1.0
+        stalled_s = lost_s(time.monotonic() - 30.0)
+        assert killed_s - max(row.end_ms for row in first) / 1e3 < 2 * INTERVAL_S + 1.0 + stalled_s
         used_j = status["instances"][0]["energy_j"]
         assert used_j - 1000.0 < proof.energy_j(first) < used_j + 300.0
         assert len(proof.windows_of(first)) >= 2
@@ -66,7 +68,7 @@ def test_windows_a_kill_and_a_second_life(staging) -> None:  # noqa: ANN001
 
         stage.daemon.start()
         stage.control()
-        eventually(lambda: windows(stage) >= 2, stage.daemon.describe, 60.0)
+        eventually(lambda: windows(stage) >= 2, stage.daemon.describe, 180.0)
         assert stage.daemon.metric("kvwatt_ledger_alarm") == 0.0
         assert stage.daemon.stop() == 0
         both = rows_of(stage)

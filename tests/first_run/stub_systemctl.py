@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-READY_S = 60.0
+READY_S = 120.0
 
 
 def supervise(folder: Path, unit: str) -> None:

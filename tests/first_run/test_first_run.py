@@ -153,7 +153,7 @@ class Operator:
                 until(lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
 
 
-def until(holds: Callable[[], bool], limit_s: float = 30.0) -> None:
+def until(holds: Callable[[], bool], limit_s: float = 90.0) -> None:
     end_s = time.monotonic() + limit_s
     while not holds():
         assert time.monotonic() < end_s

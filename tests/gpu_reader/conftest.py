@@ -87,7 +87,7 @@ def reader(reader_libs: NvmlLibs, tmp_path: Path) -> Callable[..., Any]:
                 env={**os.environ, **env_for(reader_libs, path)},
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=300,
                 check=False,
             )
         assert done.returncode == 0, done.stderr

@@ -107,6 +107,6 @@ def controller(stage: GuardStage) -> Iterator[Callable[..., subprocess.Popen[str
     for process in running:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
-        process.wait(30)
+        process.wait(90)
         assert process.stdout is not None
         process.stdout.close()

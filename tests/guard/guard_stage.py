@@ -16,7 +16,7 @@ from kvwattd.guard.client import GuardClient
 from kvwattd.guard.protocol import GuardError, Role
 
 UUIDS = [demo_uuid(index) for index in range(4)]
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 
 async def eventually(holds: Callable[[], bool], what: str) -> None:
@@ -76,7 +76,7 @@ class GuardStage:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
 
@@ -87,7 +87,7 @@ class GuardStage:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
 
@@ -109,7 +109,7 @@ class GuardStage:
         for process in self._running:
             if process.poll() is None:
                 process.kill()
-            process.communicate(timeout=30)
+            process.communicate(timeout=180)
 
     async def _answers(self) -> bool:
         client = GuardClient(self.socket, timeout_s=1.0)

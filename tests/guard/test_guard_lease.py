@@ -82,7 +82,7 @@ async def test_signal_to_the_guard(client: GuardClient, stage: GuardStage, numbe
     stage.gpus.request_lock(2, (600, 600))
     await client.set_clocks(UUIDS[:2], 300, 1200)
     guard.send_signal(number)
-    assert await asyncio.to_thread(guard.wait, 30) == 0
+    assert await asyncio.to_thread(guard.wait, 90) == 0
     assert stage.locks() == [None, None, (600, 600), None]
     assert json.loads(stage.state_file.read_text())["gpus"] == []
     assert not stage.socket.exists()
@@ -93,7 +93,7 @@ async def test_kill_of_the_guard(client: GuardClient, stage: GuardStage) -> None
     stage.gpus.request_lock(2, (600, 600))
     await client.set_clocks(UUIDS[:2], 300, 1200)
     stage.guard.kill()
-    await asyncio.to_thread(stage.guard.wait, 30)
+    await asyncio.to_thread(stage.guard.wait, 90)
     assert stage.locks() == [(300, 1200), (300, 1200), (600, 600), None]
     await stage.start()
     assert stage.locks() == [None, None, (600, 600), None]
@@ -105,7 +105,7 @@ async def test_reset_recorded(client: GuardClient, stage: GuardStage) -> None:
     stage.gpus.request_lock(2, (600, 600))
     await client.set_clocks(UUIDS[:2], 300, 1200)
     stage.guard.kill()
-    await asyncio.to_thread(stage.guard.wait, 30)
+    await asyncio.to_thread(stage.guard.wait, 90)
     done = await asyncio.to_thread(stage.run, "--reset-recorded")
     assert done.returncode == 0, done.stderr
     assert stage.locks() == [None, None, (600, 600), None]
@@ -118,7 +118,7 @@ async def test_reset_recorded_that_fails(client: GuardClient, stage: GuardStage)
     """A recorded GPU that cannot be reset stays recorded and is named; the exit status tells."""
     await client.set_clocks(UUIDS[:2], 300, 1200)
     stage.guard.kill()
-    await asyncio.to_thread(stage.guard.wait, 30)
+    await asyncio.to_thread(stage.guard.wait, 90)
     stage.gpus.inject(0, Fault(call=RESET, error="UNKNOWN"))
     done = await asyncio.to_thread(stage.run, "--reset-recorded")
     assert done.returncode == 1
@@ -137,7 +137,7 @@ async def test_record_precedes_the_set(client: GuardClient, stage: GuardStage) -
     with pytest.raises(GuardError):
         await pending
     stage.guard.kill()
-    await asyncio.to_thread(stage.guard.wait, 30)
+    await asyncio.to_thread(stage.guard.wait, 90)
     assert UUIDS[0] in json.loads(stage.state_file.read_text())["gpus"]
 
 
@@ -218,6 +218,6 @@ async def test_termination_with_a_hung_gpu(client: GuardClient, stage: GuardStag
     await client.set_clocks(UUIDS[:2], 300, 1200)
     stage.gpus.inject(0, Fault(call=RESET, hang_s=60.0))
     stage.guard.terminate()
-    assert await asyncio.to_thread(stage.guard.wait, 30) == 1
+    assert await asyncio.to_thread(stage.guard.wait, 90) == 1
     assert stage.locks()[:2] == [(300, 1200), None]
     assert json.loads(stage.state_file.read_text())["gpus"] == [UUIDS[0]]

@@ -46,7 +46,7 @@ def hello_as(stage: GuardStage, uid: int, gid: int) -> str:
         [sys.executable, "-I", "-S", "-c", STRANGER, str(stage.socket), str(uid), str(gid), UUIDS[0]],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     return done.stdout + done.stderr

@@ -87,7 +87,7 @@ async def test_second_guard(stage: GuardStage, tmp_path: Path) -> None:
 async def test_stale_socket(stage: GuardStage) -> None:
     """The socket a killed guard left behind is replaced."""
     (await stage.start()).kill()
-    await asyncio.to_thread(stage.guard.wait, 30)
+    await asyncio.to_thread(stage.guard.wait, 90)
     assert stage.socket.exists()
     await stage.start()
 
@@ -110,7 +110,7 @@ async def test_recorded_clocks_are_undone_whatever_the_configuration(
     for option, status in (("--reset-recorded", 0), ("--max-mhz=2400", 2)):
         holder = await asyncio.to_thread(controller)
         stage.guard.kill()
-        await asyncio.to_thread(stage.guard.wait, 30)
+        await asyncio.to_thread(stage.guard.wait, 90)
         holder.kill()
         assert stage.locks()[:2] == [(300, 1200)] * 2
         config.write_text(text)
@@ -130,7 +130,7 @@ async def test_a_hung_shutdown_does_not_hold_the_end_up(stage: GuardStage) -> No
     await client.set_clocks(UUIDS[:1], 300, 900)
     stage.gpus.inject(0, Fault("nvmlShutdown", hang_s=120.0))
     stage.guard.terminate()
-    assert await asyncio.to_thread(stage.guard.wait, 30) == 0
+    assert await asyncio.to_thread(stage.guard.wait, 90) == 0
     assert stage.locks() == [None] * 4
     await client.close()
 
@@ -238,7 +238,7 @@ def parent(stage: GuardStage) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(arguments, env=stage.environment, stdout=subprocess.PIPE, text=True)
     yield process
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=180)
 
 
 async def test_killed_parent(parent: subprocess.Popen[str], stage: GuardStage) -> None:

@@ -81,7 +81,7 @@ async def test_another_writers_clock_survives_the_guard(
     await seen(controller_of, 0, lambda gpu: gpu.state is ClockState.YIELDED, "the guard yields")
     await controller_of.close()
     stage.guard.terminate()
-    assert await asyncio.to_thread(stage.guard.wait, 30) == 0
+    assert await asyncio.to_thread(stage.guard.wait, 90) == 0
     assert stage.locks() == [(1800, 1800), None, None, None]
     assert not [call for call in stage.resets() if call.gpu == 0]
 

@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 import debian_packages  # see above
 
 PACKAGES = ("haproxy", "liblua5.3-0", "libopentracing-c-wrapper0", "libopentracing1")
-PATIENCE_S = 20.0
+PATIENCE_S = 90.0
 
 CONFIG = """\
 global

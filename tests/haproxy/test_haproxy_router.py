@@ -49,7 +49,7 @@ async def scene(folder: Path, **options: object) -> AsyncIterator[Scene]:
 
 
 async def eventually(holds: Callable[[], bool], what: str) -> None:
-    async with asyncio.timeout(20.0):
+    async with asyncio.timeout(90):
         while not holds():  # noqa: ASYNC110  # the state is another process's
             await asyncio.sleep(0.02)
     assert holds(), what

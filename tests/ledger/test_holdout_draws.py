@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 
 import pytest
@@ -48,8 +47,8 @@ def test_of_every_block_of_a_stratum_exactly_one_is_held(
 def test_high_and_low_load_get_their_share() -> None:
     """A day that swings: of many, each third of the load is held as often as the others, within chance."""
     held: Counter[int] = Counter()
-    for _ in range(60):
-        draws = Draws(HoldoutParams(share=0.02), os.urandom(16))
+    for day in range(60):
+        draws = Draws(HoldoutParams(share=0.02), day.to_bytes(16, "big"))
         slots = [draws.next(120.0 * i, float(i * 37 % 720)) for i in range(720)]
         held.update(slot.stratum for slot in slots[LEAST_LOADS:] if slot.held)
     assert set(held) == set(range(STRATA))

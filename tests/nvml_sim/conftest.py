@@ -93,7 +93,7 @@ def nvml(libs: NvmlLibs, tmp_path: Path) -> Callable[[str], Any]:
             env={**os.environ, **env_for(libs, tmp_path / "gpus")},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         assert done.returncode == 0, done.stderr

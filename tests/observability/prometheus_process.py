@@ -21,7 +21,7 @@ from debian_packages import NoProgramError, find  # see above
 
 SHIPPED = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
 EXAMPLE = (SHIPPED / "prometheus.example.yml").read_text(encoding="utf-8")
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 
 def program(name: str) -> str:

@@ -19,7 +19,7 @@ from asked import annotations, filled, panels, series, variables
 from playwright.sync_api import Error, Page, sync_playwright
 from prometheus_process import Prometheus
 
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0
 DEMO = [sys.executable, "-m", "kvwattd", "demo", "--instances", "2", "--seconds", "90", "--keep"]
 # What a healthy demo rightly has no data for.
 EMPTY = {
@@ -60,7 +60,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
             yield Demo(page, process)
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            process.communicate(timeout=180)
         assert process.returncode == 130
         assert not list(folder.glob("kvwatt-demo-*"))
 
@@ -107,8 +107,8 @@ def eventually(holds: Callable[[], bool]) -> bool:
 
 def test_the_page_answers_while_the_demo_runs(demo: Demo) -> None:
     """At the address that was told, with what the daemon decides."""
-    assert "<title>kvwatt</title>" in httpx.get(demo.url, trust_env=False).text
-    status = httpx.get(f"{demo.url}/api/v1/status", trust_env=False).json()
+    assert "<title>kvwatt</title>" in httpx.get(demo.url, trust_env=False, timeout=PATIENCE_S).text
+    status = httpx.get(f"{demo.url}/api/v1/status", trust_env=False, timeout=PATIENCE_S).json()
     assert [one["name"] for one in status["instances"]] == ["chat1", "chat2"]
     assert status["pool"]["enabled"]
 

@@ -23,7 +23,7 @@ from kvwatt_sim.loadgen import LoadGenerator, LoadOptions
 from kvwatt_sim.traces import TraceRequest
 from kvwattd.api.tokens import digest
 
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0
 CAPACITY = "pool-test-capacity"
 TOKEN = "a token that only tests use"
 PACE = PoolPace(

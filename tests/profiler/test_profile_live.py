@@ -40,7 +40,7 @@ def traffic(server: SimServer, streams: int) -> Iterator[None]:
         body = {"prompt": [5] * 32, "max_tokens": 120, "stream": True}
         while not over.is_set():
             url = f"{server.base_url}/v1/completions"
-            with httpx.stream("POST", url, json=body, timeout=60, trust_env=False) as response:
+            with httpx.stream("POST", url, json=body, timeout=180, trust_env=False) as response:
                 for _ in response.iter_bytes():
                     if over.is_set():
                         return
@@ -64,7 +64,7 @@ def explore(server: SimServer, output: Path, *more: str) -> subprocess.Completed
         env={**os.environ, **server.env(), "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

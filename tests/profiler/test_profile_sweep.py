@@ -49,14 +49,14 @@ def guard(server: SimServer, tmp_path: Path) -> Iterator[Guard]:
     process = subprocess.Popen(
         [sys.executable, "-m", "kvwattd.guard", *arguments], env={**os.environ, **server.env()}
     )
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 90
     while not socket.exists():
         assert process.poll() is None
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
     yield Guard(socket, process.pid)
     process.terminate()
-    process.wait(30)
+    process.wait(90)
 
 
 def command(server: SimServer, guard: Guard | None, output: Path, *more: str) -> list[str]:
@@ -68,11 +68,11 @@ def command(server: SimServer, guard: Guard | None, output: Path, *more: str) ->
 def run(arguments: Sequence[str], server: SimServer) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **server.env(), "COLUMNS": "200"}
     return subprocess.run(
-        arguments, env=environment, capture_output=True, text=True, timeout=120, check=False
+        arguments, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
 
 
-def is_unlocked(server: SimServer, within_s: float = 10.0) -> bool:
+def is_unlocked(server: SimServer, within_s: float = 60.0) -> bool:
     deadline_s = time.monotonic() + within_s
     gpus = SimGpus.open(server.state)
     try:
@@ -127,7 +127,7 @@ def test_a_server_with_other_traffic_is_refused(server: SimServer, guard: Guard,
     """No clock is written while somebody else's request runs; the message says what to do."""
     before = len(setters(server))
     body = {"prompt": [5] * 32, "max_tokens": 3000, "stream": True}
-    with httpx.stream("POST", f"{server.base_url}/v1/completions", json=body, timeout=60):
+    with httpx.stream("POST", f"{server.base_url}/v1/completions", json=body, timeout=180):
         result = run(command(server, guard, tmp_path / "profile.csv", "--minutes", "0.2"), server)
     assert result.returncode == 1
     assert "--live" in result.stderr
@@ -144,14 +144,14 @@ def test_an_interrupt_keeps_the_rows_and_resets_the_clocks(server: SimServer, tm
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 180
         while not (output.exists() and len(output.read_text().splitlines()) >= 7):
             assert process.poll() is None
             assert time.monotonic() < deadline_s
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         # A model that is being judged in a thread is finished first: long where cores are busy.
-        assert process.wait(90) == 130
+        assert process.wait(180) == 130
     finally:
         process.kill()
         process.wait()

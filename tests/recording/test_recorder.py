@@ -172,7 +172,7 @@ def test_a_disk_that_fails_is_told_and_survived(tmp_path: Path) -> None:
     recorder.close()
 
 
-def _until(true: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def _until(true: Callable[[], bool], timeout_s: float = 90.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not true() and time.monotonic() < deadline:
         time.sleep(0.02)

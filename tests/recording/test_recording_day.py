@@ -105,7 +105,7 @@ async def test_the_daemon_opens_and_closes_its_recording(tmp_path: Path) -> None
     }
     daemon, stop = Daemon(parse_config(data)), asyncio.Event()
     task = asyncio.create_task(daemon.run(stop))
-    async with asyncio.timeout(30.0):
+    async with asyncio.timeout(90):
         while daemon.ticks < 2:  # noqa: ASYNC110 (what is waited for sets no event)
             await asyncio.sleep(0.01)
     assert (tmp_path / "record").is_dir()

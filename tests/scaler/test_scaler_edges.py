@@ -171,8 +171,8 @@ async def test_a_look_says_what_it_cannot_see(change: dict[str, tuple[int, str]]
 
 async def test_a_look_has_a_deadline() -> None:
     """A server that is silent on sleep while weights move still tells its load."""
-    async with engine(GOOD, delay_s=1.0) as url:
-        probe = HttpProbe({"a": url, "b": "http://127.0.0.1:9"}, look_s=0.3)
+    async with engine(GOOD, delay_s=3.0) as url:
+        probe = HttpProbe({"a": url, "b": "http://127.0.0.1:9"}, look_s=1.0)
         assert await probe.look("a") == Look(True, None, 3, 4, 0.5)
         assert await probe.look("b") == Look(False, gone=True)
         assert await probe.load("b") is None

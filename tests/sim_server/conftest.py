@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kvwatt_sim.nvml.build import CompilerMissing, build
 from kvwatt_sim.server.launch import SimServer
 
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 
 
 @dataclass(frozen=True)

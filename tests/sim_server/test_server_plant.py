@@ -27,12 +27,12 @@ pynvml.nvmlDeviceSetGpuLockedClocks(pynvml.nvmlDeviceGetHandleByUUID(sys.argv[1]
 def lock_through_nvml(server: SimServer, mhz: int) -> None:
     """Lock the clock from another process through the unmodified nvidia-ml-py."""
     command = [sys.executable, "-c", LOCK, server.uuids[0], str(mhz), str(mhz)]
-    subprocess.run(command, env=server.env(), check=True, timeout=60)
+    subprocess.run(command, env=server.env(), check=True, timeout=180)
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that other processes do; fails after a generous deadline."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not condition():  # noqa: ASYNC110  # nothing in this process could set an event
             await asyncio.sleep(0.01)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 BOOT = Path(__file__).with_name("boot.sh")
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 UNSHARE = ("unshare", "--fork", "--pid", "--mount", "--cgroup", "--uts", "--ipc", "--net", "--kill-child")
 
 
@@ -39,7 +39,7 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(30)
+            self._process.wait(90)
         shutil.rmtree(self._place, ignore_errors=True)
         self._console.unlink(missing_ok=True)
 
@@ -52,7 +52,7 @@ class Machine:
             ["nsenter", "-t", str(self.pid), "--mount", "--pid", "--uts", "--ipc", "--net", *command],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
             env={**os.environ, **(env or {})},
             cwd="/",

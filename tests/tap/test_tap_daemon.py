@@ -40,7 +40,7 @@ async def alive(made: Daemon) -> AsyncIterator[Daemon]:
 
 
 async def until(done: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30.0):
+    async with asyncio.timeout(90):
         while not done():  # noqa: ASYNC110 (what is waited for sets no event)
             await asyncio.sleep(0.01)
 

@@ -105,7 +105,7 @@ class Stage:
         self.client.sendto(datagram, str(self.path))
 
     async def until(self, done: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(90):
             while not done():  # noqa: ASYNC110 (what is waited for sets no event)
                 await asyncio.sleep(0.005)
 

@@ -68,7 +68,7 @@ async def _whole(body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
 
 async def _run(fake: FakeServer, requests: list[TraceRequest], **options: Any) -> LoadGenerator:
     generator = LoadGenerator(fake.url, requests, LoadOptions(**options))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         await generator.run(time.monotonic())
     return generator
 
@@ -215,7 +215,7 @@ async def test_cancelling_hangs_up_and_leaves_requests_unfinished() -> None:
     async with serving(endless) as fake:
         generator = LoadGenerator(fake.url, [TraceRequest(0.0, 5, 5)], LoadOptions())
         replay = asyncio.create_task(generator.run(time.monotonic()))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             await flowing.wait()
             replay.cancel()
             with pytest.raises(asyncio.CancelledError):

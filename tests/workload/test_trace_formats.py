@@ -76,7 +76,7 @@ RECORDED = st.builds(
 
 
 @pytest.mark.parametrize("loader", [load_azure, load_mooncake, load_recording])
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 @given(
     content=st.one_of(
         st.binary(max_size=60), st.lists(st.one_of(MOONCAKE, RECORDED), max_size=4).map("\n".join)
