@@ -23,7 +23,7 @@ from kvwattd.guard.statefile import StateFile
 from kvwattd.guard_link import GuardLink, Wish
 
 SET, RESET = "nvmlDeviceSetGpuLockedClocks", "nvmlDeviceResetGpuLockedClocks"
-LEASE_S, DEADLINE_S, HOLD_OFF_S = 0.4, 0.05, 0.3
+LEASE_S, DEADLINE_S, HOLD_OFF_S, TICK_S = 0.4, 0.05, 0.3, 0.05
 MIN_MHZ, MAX_MHZ = 600, 2400
 PATIENCE_S = 20.0
 GROUPS = {"a": (0, 1), "b": (2,)}
@@ -72,6 +72,7 @@ class Stage:
     alive: bool = True
     link: GuardLink | None = None
     linking: asyncio.Task[None] | None = None
+    wishes: dict[str, Wish] = field(default_factory=dict)  # of the daemon that lives now
     done: list[str] = field(default_factory=list)
 
     def connect(self) -> None:
@@ -79,7 +80,21 @@ class Stage:
         loop = asyncio.get_running_loop()
         self.link = GuardLink(self.config.socket, 1.0, loop.time, lambda: self.alive)
         self.link.need(True)
-        self.linking = asyncio.create_task(self.link.run())
+        self.wishes.clear()
+        self.linking = asyncio.create_task(self._daemon(self.link))
+
+    async def _daemon(self, link: GuardLink) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(link.run())
+            tasks.create_task(self._ticks(link))
+
+    async def _ticks(self, link: GuardLink) -> None:
+        """Wishes are told again at every tick, for the link forgets them with what it held."""
+        while True:
+            if self.alive:
+                for name, wish in self.wishes.items():
+                    link.wish(name, wish, self.told[name])
+            await asyncio.sleep(TICK_S)
 
     async def disconnect(self) -> None:
         if self.linking is not None:
@@ -89,7 +104,8 @@ class Stage:
     def wish(self, name: str, floor_mhz: int, target_mhz: int | None) -> None:
         if self.link is not None:
             uuids = tuple(self.uuids[i] for i in GROUPS[name])
-            self.link.wish(name, Wish(uuids, floor_mhz, target_mhz), self.told[name])
+            self.wishes[name] = Wish(uuids, floor_mhz, target_mhz)
+            self.link.wish(name, self.wishes[name], self.told[name])
 
     async def another_guard(self) -> None:
         self.guard = MortalGuard(self.config)
