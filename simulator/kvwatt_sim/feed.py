@@ -1,7 +1,8 @@
 """Telemetry of a busy engine and its GPU without an engine: pages and readings by the laws of averages.
 
-For hours of a daemon's life in seconds. Requests come at random and finish; the batch follows Little's law
-at the step time of the model that the daemon decides with, so that nothing drifts. Counters only rise.
+For hours of a daemon's life in seconds. Requests come at random and finish; each brings one step with its
+prompt, and the batch follows Little's law at the step times of the model that the daemon decides with, so
+that nothing drifts. Counters only rise.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ SECONDS = (
 )
 TOKENS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0, math.inf)
 DAY_S = 86_400.0
+PROMPT_MEAN, OUTPUT_MEAN = 556.0, 190.0  # tokens, of the lognormals below
+MAX_PREFILL_SHARE = 0.9
 
 
 @dataclass
@@ -68,7 +71,7 @@ class EngineFeed:
         self._model, self._shape, self._rate_per_s = model, shape, rate_per_s
         self._draw = np.random.default_rng(seed)
         self._last_s = start_s
-        self._itl_s, self._batch = 0.03, 1.0
+        self._itl_s, self._batch, self._prefill_share = 0.03, 1.0, 0.0
         self._kv_tokens = 0.0
         self._sums = dict.fromkeys(("prompts", "generated", "finished"), 0.0)
         self._iterations, self._prompts, self._outputs = _Counts(TOKENS), _Counts(TOKENS), _Counts(TOKENS)
@@ -116,20 +119,24 @@ class EngineFeed:
         clocks = self._model.clocks_mhz
         index = len(clocks) - 1 if clock_mhz is None else int(np.searchsorted(clocks, clock_mhz))
         index = min(index, len(clocks) - 1)
-        power_w = float(self._model.power_w(*self._load())[0, index])
+        share = self._prefill_share
+        power_w = float(np.dot((1.0 - share, share), self._model.power_w(*self._load())[:, index]))
         self._energy_j += power_w * (now_s - self._read_s)
         self._read_s = now_s
         return GpuSample(now_s, uuid, clocks[index], power_w, self._energy_j, 55.0, 0.9, 0)
 
     def _load(self) -> tuple[npt.NDArray[np.float64], ...]:
-        return np.array([self._batch]), np.array([self._kv_tokens]), np.zeros(1)
+        """A step without and one with a prompt."""
+        return np.full(2, self._batch), np.full(2, self._kv_tokens), np.array([0.0, PROMPT_MEAN])
 
     def _settle(self, rate: float, clock_mhz: int | None) -> None:
         """Little's law, one step towards its fixed point a page."""
         clocks = self._model.clocks_mhz
         index = len(clocks) - 1 if clock_mhz is None else int(np.searchsorted(clocks, clock_mhz))
-        self._itl_s = float(self._model.step_time_s(*self._load())[0, min(index, len(clocks) - 1)])
-        self._batch = min(rate * 190.0 * self._itl_s, float(self._shape.max_num_seqs))
+        decode_s, prompt_s = self._model.step_time_s(*self._load())[:, min(index, len(clocks) - 1)]
+        self._prefill_share = min(rate * float(prompt_s), MAX_PREFILL_SHARE)
+        self._itl_s = 1.0 / (rate + (1.0 - self._prefill_share) / float(decode_s))
+        self._batch = min(rate * OUTPUT_MEAN * self._itl_s, float(self._shape.max_num_seqs))
         self._kv_tokens = min(self._batch * 600.0, 0.9 * self._shape.kv_capacity_tokens)
 
     def _count(self, dt_s: float, prompts: npt.NDArray[np.float64], outputs: npt.NDArray[np.float64]) -> None:

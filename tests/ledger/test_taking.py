@@ -92,7 +92,7 @@ def test_windows_and_model_tell_the_same_saving(played: tuple[World, list[Entry]
     assert found is not None and found.columns[0] == "model_j"
     assert 0.1 < found.saved_j / found.baseline_j < 0.6
     assert found.half_width_j < 0.15 * found.baseline_j
-    assert abs(proof.modelled_j(rows) - found.saved_j) < 0.1 * found.baseline_j
+    assert abs(proof.modelled_j(rows) - found.saved_j) < 0.05 * found.baseline_j
     per_second = [
         sum(r.work_mj for r in some) / sum(r.time_ms for r in some)
         for some in (proof.controlled(rows), [r for r in rows if r.arm is Arm.DEFAULT])
