@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -87,6 +87,7 @@ class Observation:
             self.check = StepCheck(self._max_num_batched_tokens)
             self.first = None
             self.tap.restart()
+        running = self._single_requests()
         self.tap.on_page(snapshot)
         steps, finished = self.tap.take_steps(), self.tap.take_finished()
         waits_s = self.tap.take_first_tokens_s()
@@ -94,11 +95,18 @@ class Observation:
         trusted = self.tap.doubt() is None
         self.judged = Judged(waits_s, finished) if trusted else None
         if trusted:
-            self.estimator.learn_requests([_learned(item) for item in finished])
+            self.estimator.learn_requests([_learned(item) for item in finished], running)
         self.interval = self.estimator.update(snapshot, length_histograms(finished) if trusted else None)
         self.snapshot = snapshot
         self.progress.on_page(snapshot)
         self.first = self.first or snapshot
+
+    def _single_requests(self) -> Sequence[RequestState] | None:
+        """Everyone inside, None where they are not known one by one."""
+        state = self.state()
+        if state is None or (not state.requests and state.running + state.waiting > 0):
+            return None
+        return state.requests
 
     def rest(self) -> None:
         """The engine stops or sleeps, as intended: its last page tells nothing of what comes after.

@@ -51,20 +51,20 @@ class RecentOptions:
 
 
 def corrected(curves: Curves, row: Ints, newest: Sample, options: RecentOptions) -> Curves:
-    """`curves` (the last row pooled) moved by `newest` (oldest first, of classes `row`); same rows."""
+    """`curves` (the last row pooled) moved by `newest` (of classes `row`) as they weigh; same rows."""
     hazards = hazards_of(curves.survival_rows)
-    weight = np.exp(-np.arange(len(row))[::-1] / options.memory_requests)
     classes, pooled = hazards[:-1], hazards[-1:]
     parts = [
-        _moved(part, *_endings(len(part), place, newest, weight), options.prior_requests)
+        _moved(part, *_endings(len(part), place, newest), options.prior_requests)
         for part, place in ((classes, row), (pooled, np.zeros_like(row)))
     ]
     return curves_of(np.concatenate(parts))
 
 
-def _endings(size: int, row: Ints, newest: Sample, weight: Floats) -> tuple[Floats, Floats]:
+def _endings(size: int, row: Ints, newest: Sample) -> tuple[Floats, Floats]:
     """Weight that ended in each cell and weight that came to it, both (size, CELLS)."""
     place = row * CELLS + cell_of(newest.tokens)
+    weight = newest.weight
     ended = np.bincount(place, weight * newest.ended, size * CELLS).reshape(size, CELLS)
     cut = np.bincount(place, weight * ~newest.ended, size * CELLS).reshape(size, CELLS)
     reached = np.cumsum((ended + cut)[:, ::-1], axis=1)[:, ::-1] - cut

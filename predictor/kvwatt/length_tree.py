@@ -61,13 +61,15 @@ class Classes:
         return np.asarray(self.class_of_bin[_bins(self.prompt_cuts, prompt), _bins(self.limit_cuts, limit)])
 
 
-def fit_classes(sample: Sample, options: TreeOptions) -> Classes:
-    """Grow the tree on a sample of positive weight."""
+def fit_classes(sample: Sample, options: TreeOptions, pooled: Floats | None = None) -> Classes:
+    """Grow the tree on a sample. `pooled`: hazards per cell (CELLS,) known from elsewhere, the root's parent;
+    needed where the sample is empty."""
     cuts = (_cuts(sample.prompt), _cuts(sample.limit))
     bins = (_bins(cuts[0], sample.prompt), _bins(cuts[1], sample.limit))
     fine = cell_of(sample.tokens)
     coarse = np.searchsorted(_coarse_cells(fine, sample), fine, side="right")
-    root = _shrunk(_risk(fine, sample, slice(None), CELLS), *_root_prior(sample))
+    prior = _root_prior(sample) if pooled is None else (pooled, options.shrink_requests)
+    root = _shrunk(_risk(fine, sample, slice(None), CELLS), *prior)
     grower = _Grower(sample, bins, fine, coarse, options, np.zeros((len(cuts[0]) + 1, len(cuts[1]) + 1), int))
     grower.grow(root)
     return Classes(*cuts, grower.class_of_bin, curves_of(np.array([*grower.leaves, root])))

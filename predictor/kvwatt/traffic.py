@@ -15,16 +15,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kvwatt.length_classes import ClassLengths, FinishedRequest
+from kvwatt.length_classes import ClassLengths, FinishedRequest, Requests
 from kvwatt.lengths import LengthModel
-from kvwatt.state import EngineSnapshot, Histogram
+from kvwatt.state import EngineSnapshot, Histogram, RequestState
 
 FloatArray = npt.NDArray[np.float64]
 
 
 PROMPT_LEVELS = np.array([0.0, 0.25, 0.5, 0.75, 0.85, 0.9, 0.95, 0.98, 0.99, 1.0])
 BURST_MEMORY_S = 4.0  # about the life of a short answer while prompts are being computed
-LEAST_BY_CLASS = 100  # finished requests before lengths by class take the place of the histogram's
 # More come than before: from so many standard deviations on it may be so, at so many it surely is; the rate
 # is then that of the last few seconds, so many standard errors up.
 SURGE_Z, SURGE_ERRORS = (2.0, 3.5), 1.0
@@ -181,7 +180,8 @@ class TrafficEstimator:
     ) -> None:
         self.prompts = prompts
         self.outputs = outputs
-        self.by_class = ClassLengths()
+        self.by_class = ClassLengths(pooled=outputs)
+        self._singly = False  # whether requests are told one by one, of late
         self._rate = DecayingRate(rate_time_constant_s)
         self._slow_rate = DecayingRate(8 * rate_time_constant_s)
         self._fast_rate = DecayingRate(rate_time_constant_s / 3)
@@ -222,6 +222,7 @@ class TrafficEstimator:
         self._recent_tokens = self._recent_tokens * fade + step.prompt_tokens
         for rate in (self._fast_rate, self._rate, self._slow_rate):
             rate.observe(step.arrivals, step.dt_s)
+        self._singly = self._singly and finished is not None
         self._learn(
             *finished
             or (
@@ -231,9 +232,15 @@ class TrafficEstimator:
         )
         return step
 
-    def learn_requests(self, finished: Sequence[FinishedRequest]) -> None:
-        """Single finished requests, where they are known: lengths by class, once there are enough."""
-        self.by_class.update(finished)
+    def learn_requests(
+        self, finished: Sequence[FinishedRequest], running: Sequence[RequestState] | None = None
+    ) -> None:
+        """Single requests, where they are told: those that finished, and all that run now (None: not known).
+
+        Lengths by class take the place of the histogram's, on which they lean while they rest on few.
+        """
+        self._singly = True
+        self.by_class.update(finished, None if running is None else Requests.of(running))
 
     def _learn(self, prompts: Histogram, outputs: Histogram) -> None:
         """Lengths of finished requests; the first page brings those since the server's start."""
@@ -294,7 +301,7 @@ class TrafficEstimator:
             burst_tokens=self._burst_tokens(),
             exposure_s=self._rate.exposure_s,
             finished=self._finished,
-            lengths=self.by_class if self.by_class.finished >= LEAST_BY_CLASS else self.outputs,
+            lengths=self.by_class if self._singly and self.by_class.known else self.outputs,
             surge=surge,
         )
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from worlds import card, shape
 
-from kvwatt.length_classes import ClassLengths, FinishedRequest
+from kvwatt.length_classes import ClassLengths, FinishedRequest, Requests
 from kvwatt.lengths import LengthModel
 from kvwatt.projection import project
 from kvwatt.state import EngineState, RequestState
-from kvwatt.traffic import LEAST_BY_CLASS, TrafficEstimator
+from kvwatt.traffic import TrafficEstimator
 from kvwatt_sim.replay.plant import VirtualPlant
 from kvwatt_sim.workload import generate
+from kvwattd.tap_stream import exact_histogram
 
 
 def estimator() -> TrafficEstimator:
@@ -24,16 +26,25 @@ def estimator() -> TrafficEstimator:
     return learned
 
 
-def test_lengths_by_class_take_over_once_there_are_enough_of_them() -> None:
-    """Before that, and where only pages are polled, the histogram's lengths serve."""
+def test_lengths_by_class_serve_while_requests_are_told_singly() -> None:
+    """From the first on, leaning on the histogram; where only pages are polled, the histogram's serve."""
     learned = estimator()
-    few = [FinishedRequest(100, 50)] * (LEAST_BY_CLASS - 1)
-    learned.learn_requests(few)
+    learned.outputs.update(exact_histogram([100] * 50))
     before = learned.traffic()
     assert before is not None and before.lengths is learned.outputs
-    learned.learn_requests([FinishedRequest(100, 50)])
+    learned.learn_requests([])
     after = learned.traffic()
     assert after is not None and isinstance(after.lengths, ClassLengths)
+    rest = after.lengths.expected_remaining(Requests.known([1000.0], [0.0]))
+    assert rest[0] == pytest.approx(learned.outputs.mean_tokens, rel=0.03)
+    learned.learn_requests([FinishedRequest(100, 5)])
+    moved = after.lengths.expected_remaining(Requests.known([1000.0], [0.0]))
+    assert 0.85 * rest[0] < moved[0] < rest[0]
+    plant = VirtualPlant(card(), shape(), generate(1.5, 30.0, 4))
+    plant.advance(25.0)
+    learned.update(plant.snapshot())
+    polled = learned.traffic()
+    assert polled is not None and polled.lengths is learned.outputs
 
 
 def test_a_projection_uses_the_classes_of_its_traffic() -> None:
