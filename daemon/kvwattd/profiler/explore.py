@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kvwatt.profiles import ProfileRow
+from kvwattd.guard.protocol import Code, GuardError
 from kvwattd.profiler.excursions import Excursions, Guarded
 from kvwattd.profiler.lease import ClockLease
 from kvwattd.profiler.rows import WindowUnusable, decode_row, mixed_row
@@ -84,6 +85,11 @@ class Explorer:
                 self._learn(window, clock)
                 sign = guarded.sign(window)
             return sign is None
+        except GuardError as error:
+            if error.code != Code.LEASE_EXPIRED:
+                raise
+            self.report.skipped.append(f"{clock} MHz: {error}")
+            return False
         finally:
             await self.lease.release()
 

@@ -135,6 +135,7 @@ class PointMeter:
     async def idle(self, clock: int) -> Point:
         """Power while nothing runs."""
         window = await self.meter.window(self.window_s)
+        self.lease.check()
         if window.iterations > 0:
             return Point((), 0.0, "something ran")
         self.idle_w = window.power_w

@@ -7,6 +7,7 @@ proportion to the clock; the first latency over its limit gives the clocks back 
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import random
 import time
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from kvwatt.profiles import ProfileRow
+from kvwattd.guard.protocol import Code, GuardError
 from kvwattd.profiler.campaign import Campaign, Task
 from kvwattd.profiler.lease import ClockLease
 from kvwattd.profiler.plan import DecodeLoad, Limits, MixedLoad, PrefillLoad, worst_next_s
@@ -184,9 +186,7 @@ class Sweep:
                     f"limit {limit_s:g} s"
                 )
             self._tell(str(task.load), clock)
-            await self._lease.set(clock)
-            await asyncio.sleep(self._options.settle_s)
-            point = await measure(clock, worst_s)
+            point = await self._at(clock, functools.partial(measure, clock, worst_s))
             latency_s, before_mhz = point.latency_s, clock
             self._keep(point, f"{task.load} at {clock} MHz")
             if latency_s > limit_s:
@@ -199,9 +199,22 @@ class Sweep:
             if self._time_is_up:
                 return
             self._tell("idle", clock)
-            await self._lease.set(clock)
-            await asyncio.sleep(self._options.settle_s)
-            self._keep(await self._points.idle(clock), f"idle at {clock} MHz")
+            point = await self._at(clock, functools.partial(self._points.idle, clock))
+            self._keep(point, f"idle at {clock} MHz")
+
+    async def _at(self, clock: int, measure: Callable[[], Awaitable[Point]]) -> Point:
+        """Measured at the settled clock; once more where the lease ran out on a machine that stood still."""
+        try:
+            return await self._settled(clock, measure)
+        except GuardError as error:
+            if error.code != Code.LEASE_EXPIRED:
+                raise
+        return await self._settled(clock, measure)
+
+    async def _settled(self, clock: int, measure: Callable[[], Awaitable[Point]]) -> Point:
+        await self._lease.set(clock)
+        await asyncio.sleep(self._options.settle_s)
+        return await measure()
 
     def _keep(self, point: Point, what: str) -> None:
         for row in point.rows:
