@@ -215,10 +215,10 @@ async def test_one_object_that_hangs(cluster: FakeKubernetes, tmp_path: Path) ->
     """The members of the others are told in time."""
     loads = [Workload("Deployment", "ns", f"vllm-{member}", member) for member in "ab"]
     backend = KubernetesBackend(
-        loads, KubeApi(cluster.kubeconfig(tmp_path / "c"), timeout_s=5.0), deadline_s=0.5
+        loads, KubeApi(cluster.kubeconfig(tmp_path / "c"), timeout_s=10.0), deadline_s=1.5
     )
-    cluster.before = lambda method, path: (0, 1.0) if "/deployments/vllm-a" in path else None
-    async with asyncio.timeout(10):
+    cluster.before = lambda method, path: (0, 3.0) if "/deployments/vllm-a" in path else None
+    async with asyncio.timeout(90):
         assert await backend.states() == {"a": UNKNOWN, "b": STOPPED}
     await backend.close()
 

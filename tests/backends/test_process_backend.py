@@ -246,7 +246,7 @@ async def test_workers_that_outlive_their_server(folder: Path) -> None:
 
 async def test_deaf_to_sigterm(folder: Path) -> None:
     """Past the deadline it is FAILED and still there: SIGKILL is the operator's choice, and then it comes."""
-    backend = ProcessBackend(folder, {"a": python(DEAF)}, limits=StopLimits(deadline_s=0.1))
+    backend = ProcessBackend(folder, {"a": python(DEAF)}, limits=StopLimits(deadline_s=1.0))
     await backend.start("a")
     until_s = time.monotonic() + DEADLINE_S
     while not (backend.log("a").exists() and backend.log("a").read_text()):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from refit_world import as_profiled, served, slower
@@ -58,9 +58,19 @@ class Stage:
         )
 
     async def restored(self) -> None:
-        """Run it until it waits for its first period."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.refits.run({"chat": self.instance}), 0.5)  # type: ignore[dict-item]
+        """Run it until it has restored and waits for its first period."""
+        over, restore = asyncio.Event(), self.learner.restore
+
+        def restored(*kept: Any) -> None:
+            restore(*kept)
+            over.set()
+
+        self.learner.restore = restored  # type: ignore[method-assign]
+        running = asyncio.create_task(self.refits.run({"chat": self.instance}))  # type: ignore[dict-item]
+        await asyncio.wait_for(over.wait(), 60.0)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        self.learner.restore = restore  # type: ignore[method-assign]
 
     async def refit(self, samples: list[Sample]) -> str:
         self.learner.restore("m", samples, 0)

@@ -13,7 +13,7 @@ from functools import cache
 
 LOOK_S = 0.02
 # Two cores shared by a dozen processes make a thread wait for hundredths of a second, not longer.
-GAP_S = 0.3
+GAP_S = 0.2
 KEPT = 10_000
 
 
