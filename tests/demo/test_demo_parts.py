@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from kvwatt import artifact
 from kvwatt_sim import cards, workload
+from kvwatt_sim.demo import model as demo_model
 from kvwatt_sim.demo.cpu import CpuMeter, children, cpu_s
 from kvwatt_sim.demo.daemon import Daemon
 from kvwatt_sim.demo.model import cached_model, is_cached
@@ -87,6 +89,22 @@ def test_a_damaged_model_is_trained_again(tmp_path: Path) -> None:
     (folder / artifact.MANIFEST).write_text("{", encoding="utf-8")
     assert cached_model(card, tmp_path) == folder
     artifact.load(folder)
+
+
+def test_the_first_of_two_that_train_at_once_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process made meanwhile is not replaced: somebody may be reading it."""
+    card = cards.load("l20")
+    good = cached_model(card)
+    placed: list[int] = []
+
+    def train_slowly(*_: object, **__: object) -> object:
+        shutil.copytree(good, tmp_path / good.name)
+        placed.append((tmp_path / good.name).stat().st_ino)
+        return artifact.load(good)
+
+    monkeypatch.setattr(demo_model, "train", train_slowly)
+    assert [cached_model(card, tmp_path).stat().st_ino] == placed
+    assert [path.name for path in tmp_path.iterdir()] == [good.name]
 
 
 async def test_two_uncontrolled_plants_draw_the_same(tmp_path: Path) -> None:

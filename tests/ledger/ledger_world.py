@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 from kvwatt import artifact
 from kvwatt.compiled import CompiledModel
@@ -26,6 +27,7 @@ from kvwattd.telemetry.gpu import GpuInfo
 UUID = "GPU-0"
 EPOCH_S = 1_700_000_000.0
 TICK_S, POLL_S = 0.5, 1.0
+SEED = bytes(range(16))
 OFTEN = HoldoutConfig(share=0.5, window_s=60.0, warmup_s=20.0, settle_s=20.0)
 
 
@@ -57,9 +59,15 @@ class World:
         self.run.model = ModelSlot(self.model)
         self.counter = EnergyCounter(spec.default_cap_w)
         self.ticks = 0
-        self.ledger = Ledger(
-            LedgerConfig(interval_s=30.0), holdout, folder, lambda: self.now_s, lambda: self.mode, self.wall
-        )
+        with patch("os.urandom", return_value=SEED):  # the windows are drawn by it
+            self.ledger = Ledger(
+                LedgerConfig(interval_s=30.0),
+                holdout,
+                folder,
+                lambda: self.now_s,
+                lambda: self.mode,
+                self.wall,
+            )
         self.ledger.start()
 
     def wall(self) -> float:

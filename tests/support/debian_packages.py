@@ -51,10 +51,18 @@ def _fetch(packages: Sequence[str], root: Path) -> None:
         for archive in sorted(partial.glob("*.deb")):
             subprocess.run(["dpkg", "-x", archive, partial], check=True, capture_output=True)
             archive.unlink()
-        if not root.exists():
-            partial.rename(root)
+        _place(partial, root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _place(partial: Path, root: Path) -> None:
+    """Unless another process was first."""
+    try:
+        partial.rename(root)
+    except OSError:
+        if not root.exists():
+            raise
 
 
 def _download(packages: Sequence[str], folder: Path) -> None:

@@ -79,11 +79,19 @@ def _train_into(card: Card, folder: Path) -> None:
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         artifact.save(model, work, table)
-        if folder.exists():  # damaged: a good one would have been used
-            shutil.rmtree(folder)
-        work.rename(folder)
+        _place(work, folder)
     except OSError:
         # Another demonstration was first; its artifact is as good.
         artifact.load_manifest(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _place(work: Path, folder: Path) -> None:
+    """In the place of none or a damaged one. A good one made meanwhile stays: somebody may be reading it."""
+    try:
+        artifact.load_manifest(folder)
+    except ArtifactError:
+        if folder.exists():
+            shutil.rmtree(folder)
+        work.rename(folder)
