@@ -56,6 +56,16 @@ def configure_logging(level: str, log_format: str) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
+def configure_guard_logging() -> None:
+    """The guard's lines bear its name, which tells them apart where the daemon started it."""
+    handler = logging.StreamHandler(sys.stderr)
+    if _is_journal():  # which adds time and unit itself
+        handler.setFormatter(JournalFormatter(logging.Formatter("kvwatt-guard: %(message)s")))
+    else:
+        handler.setFormatter(logging.Formatter("kvwatt-guard: %(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
 def _formatter(log_format: str) -> logging.Formatter:
     journal = _is_journal()
     if log_format == "json":

@@ -24,14 +24,23 @@ except ValueError:
 """
 
 
-def logged(log_format: str, path: Path, journal: str | None) -> list[str]:
+GUARD = """
+import logging
+from kvwattd.logs import configure_guard_logging
+configure_guard_logging()
+logging.getLogger("a").warning("two\\nlines")
+logging.getLogger("a").info("ready")
+"""
+
+
+def logged(log_format: str, path: Path, journal: str | None, program: str = PROGRAM) -> list[str]:
     """What the program writes to a file as its standard error; `journal`: JOURNAL_STREAM, of it if empty."""
     env = {name: value for name, value in os.environ.items() if name != "JOURNAL_STREAM"}
     with path.open("wb") as file:
         there = os.fstat(file.fileno())
         if journal is not None:
             env["JOURNAL_STREAM"] = journal or f"{there.st_dev}:{there.st_ino}"
-        subprocess.run([sys.executable, "-c", PROGRAM, log_format], env=env, stderr=file, check=True)
+        subprocess.run([sys.executable, "-c", program, log_format], env=env, stderr=file, check=True)
     return path.read_text().splitlines()
 
 
@@ -40,6 +49,16 @@ def test_journald_gets_a_priority_before_every_line(tmp_path: Path) -> None:
     lines = logged("text", tmp_path / "log", "")
     assert lines[:2] == ["<4>a: two", "<4>lines"]
     assert lines[2] == "<3>b: failed" and all(line.startswith("<3>") for line in lines[2:])
+
+
+def test_the_guard_bears_its_name_and_gives_journald_its_priorities(tmp_path: Path) -> None:
+    """Where the daemon started it, its lines stand among the daemon's."""
+    assert logged("", tmp_path / "log", "", GUARD) == [
+        "<4>kvwatt-guard: two",
+        "<4>lines",
+        "<6>kvwatt-guard: ready",
+    ]
+    assert logged("", tmp_path / "log", None, GUARD)[0] == "kvwatt-guard: WARNING: two"
 
 
 def test_json_is_an_object_per_line_and_has_the_priority_too(tmp_path: Path) -> None:

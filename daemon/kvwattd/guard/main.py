@@ -23,6 +23,7 @@ from kvwattd.guard.recorder import Recorder
 from kvwattd.guard.server import GuardServer
 from kvwattd.guard.statefile import StateFile, StateFileError
 from kvwattd.guard.worker import CallTimeoutError, DeadlineWorker
+from kvwattd.logs import configure_guard_logging
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +37,7 @@ EXIT_OK, EXIT_NOT_RESET, EXIT_CONFIG, EXIT_BROKEN = 0, 1, 2, 3
 
 def main(argv: list[str] | None = None) -> int:
     """0 after a clean end, 1 when a GPU could not be reset (it stays recorded), 2 when it cannot start."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="kvwatt-guard: %(levelname)s: %(message)s"
-    )
+    configure_guard_logging()
     options, flags = parse_flags(sys.argv[1:] if argv is None else argv)
     state = StateFile(record_path(options, flags))
     if options.resume:
