@@ -15,6 +15,7 @@ from kvwattd.api.schemas import (
     ConfigStateView,
     DecisionView,
     HealthView,
+    HistoryView,
     InstanceView,
     ManualScaleRequest,
     ManualScaleView,
@@ -47,7 +48,7 @@ from kvwattd.pool.views import pool_view
 from kvwattd.regime import Regime
 from kvwattd.reload import Reloader
 from kvwattd.version import kvwatt_version
-from kvwattd.views_page import trajectory_view
+from kvwattd.views_page import history_view, trajectory_view
 
 HEALTHY_TICK_AGE_S = 2.0
 READY_REGIMES = frozenset({Regime.SHADOW, Regime.ACTIVE, Regime.OVERRIDE, Regime.OFF, Regime.PARKED})
@@ -104,6 +105,9 @@ class Control:
 
     def trajectory(self, instance: str) -> TrajectoryView | None:
         return trajectory_view(self._run(instance), self._daemon.now(), self._unix)
+
+    def history(self, instance: str) -> HistoryView:
+        return history_view(self._daemon.histories.of(self._run(instance).name), self._unix)
 
     def decisions(self, instance: str | None, limit: int) -> list[DecisionView]:
         runs = [self._run(instance)] if instance is not None else list(self._daemon.runs.values())

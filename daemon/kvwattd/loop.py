@@ -29,6 +29,7 @@ from kvwattd.energy_learning.refits import EnergyRefits
 from kvwattd.gpus import Gpus
 from kvwattd.guard_child import GuardChild
 from kvwattd.guard_link import GuardLink, Wish
+from kvwattd.history import Histories
 from kvwattd.instance import InstanceRuntime
 from kvwattd.learning import Learner, SampleLog
 from kvwattd.ledger.day import Ledger
@@ -89,6 +90,7 @@ class Daemon:
         energy = self.energy_learners
         self.polling = Polling(now, self.learners, energy, self.samples, self.recording, self.ledger)
         self.gpus = Gpus(self.runs, self.recording, self.ledger, energy, self.guard_child)
+        self.histories = Histories(lambda: self.runs, now)
         self.pool = self._pool() if config.pool.enabled else None
         socket = config.tap.socket
         self.tap = TapReceiver(socket, self._on_record, self._on_scheduler) if socket else None
@@ -138,6 +140,7 @@ class Daemon:
             self.refits.run(self.runs),
             self.energy_refits.run(self.runs),
             self.link.run(),
+            self.histories.run(),
             self._ticks(),
             self._watchdog(),
         ]

@@ -9,7 +9,8 @@ import numpy as np
 
 from kvwatt.projection import FloatArray, Projection, project
 from kvwatt.state import EngineShape, Histogram
-from kvwattd.api.schemas import ClockRangeView, TrajectoryView
+from kvwattd.api.schemas import ClockRangeView, HistoryView, TrajectoryView
+from kvwattd.history import History
 from kvwattd.instance import InstanceRuntime
 
 Z, LEVEL = 1.64, 0.90  # one-sided 95 %, so that 5 % are above and 5 % below
@@ -79,6 +80,12 @@ def course_view(course: Projection, shape: EngineShape, observed_unix_s: float) 
         kv_usage_low=_rounded(_mirrored(kv, kv_high), 5),
         kv_usage_high=_rounded(kv_high, 5),
     )
+
+
+def history_view(history: History, unix: Callable[[float], float]) -> HistoryView:
+    """As REST shows it."""
+    times_s, columns = history.read()
+    return HistoryView.model_validate({"unix_s": [round(unix(t), 3) for t in times_s.tolist()], **columns})
 
 
 def _mirrored(mean: FloatArray, high: FloatArray) -> FloatArray:

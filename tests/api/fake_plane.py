@@ -16,6 +16,7 @@ from kvwattd.api.schemas import (
     GpuView,
     GuardView,
     HealthView,
+    HistoryView,
     InstanceView,
     ManualScaleRequest,
     ManualScaleView,
@@ -65,6 +66,20 @@ TRAJECTORY = TrajectoryView(
     kv_usage_high=[0.25, 0.3, 0.4],
 )
 
+HISTORY = HistoryView(
+    unix_s=[1_700_000_000.0, 1_700_000_001.0],
+    clock_target_mhz=[None, 1200.0],
+    clock_actual_mhz=[2520.0, 1200.0],
+    power_w=[181.0, 121.0],
+    predicted_power_w=[None, 120.0],
+    running=[7.0, 8.0],
+    waiting=[0.0, 0.0],
+    kv_usage=[None, 0.25],
+    step_s=[0.03, 0.04],
+    predicted_step_s=[0.03, 0.04],
+    step_bound_s=[0.033, 0.044],
+)
+
 
 class FakePlane:
     def __init__(self) -> None:
@@ -107,6 +122,10 @@ class FakePlane:
         if instance not in names:
             raise UnknownInstance(instance, names)
         return TRAJECTORY if instance == "chat" else None
+
+    def history(self, instance: str) -> HistoryView:
+        self._known(instance)
+        return HISTORY
 
     def decisions(self, instance: str | None, limit: int) -> list[DecisionView]:
         if instance is not None:

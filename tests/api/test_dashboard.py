@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
-from fake_plane import TOKEN, TRAJECTORY, FakePlane
+from fake_plane import HISTORY, TOKEN, TRAJECTORY, FakePlane
 from playwright.async_api import Browser, Error, Page, async_playwright, expect
 from token_files import in_process, opened
 
@@ -86,6 +86,7 @@ async def test_it_is_live_and_complains_of_nothing(looked: Looked, plane: FakePl
     page = looked.page
     await page.locator("#plot-kv svg.main-svg").first.wait_for()
     await plots_have_the_range_and_the_band(page)
+    await plots_begin_before_the_page_was_opened(page)
     assert await page.locator("#regime").inner_text() == plane.instances()[0].regime
     assert "FAILSAFE" in await page.locator("#alarms").inner_text()  # the other instance
     assert "nothing is written" in await page.locator("#banner").inner_text()
@@ -119,6 +120,16 @@ async def plots_have_the_range_and_the_band(page: Page) -> None:
         assert ["band", low, ""] in drawn and ["band", high, "tonexty"] in drawn
         assert ["projected", mean, ""] in drawn
         assert "projected before" in [name for name, _, _ in drawn]
+
+
+async def plots_begin_before_the_page_was_opened(page: Page) -> None:
+    """The daemon's own memory comes first, then what is seen; gaps stay gaps."""
+    for plot, known in (("plot-power", [181, 121]), ("plot-kv", [None, 0.25]), ("plot-step", [30, 40])):
+        drawn = (
+            f"Array.from(document.getElementById('{plot}').data.at({'-1' if plot == 'plot-kv' else '0'}).y)"
+        )
+        values = await page.evaluate(drawn)
+        assert values[:2] == known and len(values) > 2
 
 
 @in_one_loop
@@ -205,6 +216,13 @@ async def test_a_frame_has_the_course_of_the_first_instances_and_rest_of_each(
     one = (await client.get("/api/v1/instances/chat/trajectory")).json()
     assert one == frame["trajectories"]["chat0"] == TRAJECTORY.model_dump()
     assert (await client.get("/api/v1/instances/nobody/trajectory")).status_code == 404
+
+
+async def test_the_past_is_told_by_instance(client: httpx.AsyncClient) -> None:
+    """Once for a page that is opened, not with every frame."""
+    assert (await client.get("/api/v1/instances/chat/history")).json() == HISTORY.model_dump()
+    assert (await client.get("/api/v1/instances/nobody/history")).status_code == 404
+    assert "history" not in Frames(FakePlane()).newest()
 
 
 async def test_every_file_is_served_with_its_headers(client: httpx.AsyncClient) -> None:

@@ -88,6 +88,24 @@ def test_power_and_energy_are_shown_and_energy_grows(stage: Stage) -> None:
     assert stage.daemon.metric("kvwatt_gpu_clock_held") == 1.0
 
 
+def test_the_past_is_remembered_for_who_comes_later(stage: Stage) -> None:
+    """A point a second, whoever looks or not; what it tells is what was shown."""
+
+    def told() -> dict[str, list[float | None]]:
+        return stage.daemon.get("/api/v1/instances/sim/history").json()  # type: ignore[no-any-return]
+
+    eventually(lambda: len(told()["unix_s"]) >= 3, stage.daemon.describe)
+    past = told()
+    assert past["unix_s"] == sorted(past["unix_s"]) and len({len(column) for column in past.values()}) == 1
+    for name, low, high in (
+        ("clock_actual_mhz", 210.0, 2520.0),
+        ("power_w", 30.0, 300.0),
+        ("kv_usage", 0.0, 1.0),
+    ):
+        known = [value for value in past[name] if value is not None]
+        assert known and all(low <= value <= high for value in known), (name, known)
+
+
 def test_the_status_command_prints_what_the_daemon_does(stage: Stage) -> None:
     """`kvwatt status --json` shows regime, clock and figures of the running daemon."""
     command = [sys.executable, "-m", "kvwattd", "status", "--url", stage.daemon.url, "--json"]

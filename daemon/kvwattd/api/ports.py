@@ -13,6 +13,7 @@ from kvwattd.api.schemas import (
     ConfigStateView,
     DecisionView,
     HealthView,
+    HistoryView,
     InstanceView,
     ManualScaleRequest,
     ManualScaleView,
@@ -62,6 +63,8 @@ class ControlPlane(Protocol):
 
     def trajectory(self, instance: str) -> TrajectoryView | None:
         """Where batch and KV cache go from here; None while there is nothing to project from."""
+
+    def history(self, instance: str) -> HistoryView: ...
 
     def decisions(self, instance: str | None, limit: int) -> list[DecisionView]:
         """The newest `limit` decisions, newest first, of one instance or of all."""

@@ -13,6 +13,7 @@ from kvwattd.api.schemas import (
     AuditView,
     ConfigStateView,
     DecisionView,
+    HistoryView,
     InstanceView,
     ModelVersionsView,
     ModelView,
@@ -66,6 +67,11 @@ def _instances(router: APIRouter, plane: ControlPlane) -> None:
     async def trajectory(instance: str) -> TrajectoryView | None:
         """Batch and KV cache over the coming seconds with their band; null while nothing can be projected."""
         return plane.trajectory(instance)
+
+    @router.get("/instances/{instance}/history")
+    async def history(instance: str) -> HistoryView:
+        """The last quarter of an hour at most, a point a second: what the page draws when it is opened."""
+        return plane.history(instance)
 
     @router.get("/instances/{instance}/model")
     async def model(instance: str) -> ModelView:

@@ -71,6 +71,25 @@ class TrajectoryView(View):
     kv_usage_high: list[float]
 
 
+class HistoryView(View):
+    """An instance over the last quarter of an hour at most, a point a second, oldest first.
+
+    All lists have the length of `unix_s`; null is what was not known then.
+    """
+
+    unix_s: list[float]
+    clock_target_mhz: list[float | None] = Field(description="in shadow mode what would be asked for")
+    clock_actual_mhz: list[float | None] = Field(description="the lowest of its GPUs")
+    power_w: list[float | None]
+    predicted_power_w: list[float | None] = Field(description="at the decision's clock, while in control")
+    running: list[float | None]
+    waiting: list[float | None]
+    kv_usage: list[float | None]
+    step_s: list[float | None] = Field(description="as measured")
+    predicted_step_s: list[float | None]
+    step_bound_s: list[float | None] = Field(description="the bound above the prediction")
+
+
 class RegimeView(View):
     """Online calibration of one kind of interval: plain decode, or mixed with prompts."""
 

@@ -3,7 +3,7 @@
 import { alarms, banner, decision, gpus, now, tabs, tiles } from "./cards.js";
 import { install, override } from "./controls.js";
 import { health } from "./health.js";
-import { draw, hasPlots, remember, setSpan } from "./plots.js";
+import { draw, hasPlots, recall, remember, setSpan } from "./plots.js";
 import { pool, scale } from "./pool.js";
 import { promises, slos } from "./promises.js";
 import { follow, read } from "./stream.js";
@@ -13,6 +13,7 @@ const at = (id) => document.getElementById(id);
 let chosen = decodeURIComponent(location.hash.slice(1)) || null;
 let shown = null;
 let latest = null;
+const recalled = new Set();
 
 async function show(frame) {
   const { status, decisions } = frame;
@@ -23,6 +24,11 @@ async function show(frame) {
   }
   latest = { status, one };
   remember(frame);
+  if (one && !recalled.has(one.name)) {
+    recalled.add(one.name);
+    const history = await read(`instances/${encodeURIComponent(one.name)}/history`);
+    if (history) recall(one.name, history);
+  }
   top(status, one);
   if (one) instance(status, one);
   fleet(status.pool);

@@ -1,4 +1,4 @@
-// What each instance did since the page was opened, at most a quarter of an hour, and where it is heading.
+// What each instance did in the last quarter of an hour at most, and where it is heading.
 // Drawn by plotly where its bundle is there.
 
 const KEPT = 900;
@@ -8,6 +8,25 @@ const heading = new Map();
 let span_s = 120;
 
 export function setSpan(seconds) { span_s = seconds; }
+
+/** What was before the page was opened, as /instances/NAME/history tells it; once for an instance. */
+export function recall(name, history) {
+  const seen = past.get(name) ?? [];
+  const since_s = seen.length ? seen[0].unix_s : Infinity;
+  const before = history.unix_s.map((unix_s, n) => earlier(history, unix_s, n)).filter((p) => p.unix_s < since_s);
+  past.set(name, [...before, ...seen].slice(-KEPT));
+}
+
+function earlier(history, unix_s, n) {
+  const ms = (value) => (value === null ? null : 1000 * value);
+  return {
+    unix_s, due_s: null,
+    target: history.clock_target_mhz[n], actual: history.clock_actual_mhz[n],
+    power: history.power_w[n], forecast: history.predicted_power_w[n],
+    running: history.running[n], waiting: history.waiting[n], kv: history.kv_usage[n],
+    step: ms(history.step_s[n]), expected: ms(history.predicted_step_s[n]), bound: ms(history.step_bound_s[n]),
+  };
+}
 
 export function remember(frame) {
   for (const one of frame.status.instances) {
