@@ -137,7 +137,7 @@ def _cell(axis: Floats, value: float) -> tuple[int, float]:
     cell = min(int(axis.searchsorted(value, side="right")) - 1, len(axis) - 2)
     if cell < 0:
         return 0, -1.0
-    low, high = axis[cell : cell + 2].tolist()
+    low, high = axis.item(cell), axis.item(cell + 1)
     return cell, (value - low) / (high - low)
 
 

@@ -35,7 +35,7 @@ BURST_SHARES = np.array([0.8, 0.15, 0.05])
 BURST_FIRST = np.array([True, False, False])[:, None, None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # made at every decision, as Behind: not frozen for the time that takes
 class Waits:
     """Seconds until the first token, and of stalls after it, per request and clock."""
 
@@ -72,7 +72,6 @@ def expected_misses(
     tau = s.tbt_s[clocks]
     kept = 1.0 - margin
     behind = NOBODY
-    ahead = np.zeros((len(those.weight), 0))
     if slo.tbt is not None:
         limit_s = kept * slo.tbt.limit_s
         slack_s = limit_s * np.maximum(those.requests.produced - 1.0, 0.0) - those.decoding_s
@@ -82,6 +81,8 @@ def expected_misses(
         left_s -= wait.stall_s
         ahead = np.maximum(left_s, 0.0, out=left_s)
         ahead /= tau
+    else:
+        ahead = np.zeros((len(those.weight), 0))
     alive, ends = lengths.alive_and_some(those.requests, ahead, behind.who, behind.between)
     rows = []
     if slo.ttft is not None:
@@ -96,14 +97,14 @@ def expected_misses(
 
 def _late(those: Cohort, wait: Waits, limit_s: float) -> FloatArray:
     """Requests whose first token is expected too late, (clocks,)."""
-    low_s, high_s = (limit_s * edge for edge in TTFT_RAMP)
+    low_s, high_s = limit_s * TTFT_RAMP[0], limit_s * TTFT_RAMP[1]
     who = (~those.started).nonzero()[0]
     late = wait.first_s[who] + (those.age_s[who] - low_s)[:, None]
     late *= 1.0 / (high_s - low_s)
     return np.asarray(those.weight[who] @ np.minimum(np.maximum(late, 0.0, out=late), 1.0, out=late))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Behind:
     """Pairs of a request and a clock at which it would miss the mean time between tokens if it ended between
     two numbers of further tokens."""

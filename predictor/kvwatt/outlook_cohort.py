@@ -37,7 +37,7 @@ MOST_DECODES, LOOKED_AT = 96, 48  # of more than so many that decode, so many ar
 TURN_S = 0.1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # made at every decision: to freeze it would take a microsecond of that
 class Cohort:
     """Columns of the requests inside, in the scheduler's order, and of some that stand for those to come."""
 

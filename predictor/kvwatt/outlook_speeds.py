@@ -19,7 +19,7 @@ LEAST_CHUNK_TOKENS = 64.0
 ALWAYS_BUSY = 40.0  # requests inside; with so many an idle engine is out of the question
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # made at every decision, not frozen for the time that takes
 class Speeds:
     """At every clock of the model: (clocks,)."""
 

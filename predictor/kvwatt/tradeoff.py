@@ -39,7 +39,7 @@ LOST_SHARE = 0.3  # of the requests that a promise is open for; with more of the
 ADDED_SHARE = 0.012  # of the requests inside: no clock is chosen that would lose more than the top clock
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # made at every decision: to freeze it would take a microsecond of that
 class _Scene:
     """Everything a verdict is written from; arrays are (clocks,) unless named otherwise."""
 
@@ -197,7 +197,7 @@ def _overload(scene: _Scene) -> str | None:
     if scene.smooth is not None and not scene.smooth[-1]:
         return "no clock keeps every promise (full steps break ITL even at the top)"
     for metric, lost in zip(scene.metrics, scene.lost, strict=True):
-        judged = scene.those.open(metric)
+        judged = scene.those.open(metric) if lost > 0.0 else 0.0
         if lost > LOST_SHARE * judged:
             told = f"{lost:.1f} of {judged:.1f} requests miss {metric.upper()}"
             return f"no clock keeps every promise ({told} even at the top)"
@@ -237,9 +237,9 @@ def _verdict(scene: _Scene, i: int, dwell: str | None = None) -> Decision:
 
 def _told(scene: _Scene, i: int) -> str:
     at_clock = zip(scene.metrics, scene.misses[:, i].tolist(), strict=True)
-    counts = ", ".join(f"{n:.2f} miss {m.upper()}" for m, n in at_clock)
+    counts = ", ".join([f"{n:.2f} miss {m.upper()}" for m, n in at_clock])
     spent = ", ".join(
-        f"{s.missed:.0f} of {s.seen:.0f} {m.upper()}" for m, s in scene.standings.items() if s.seen > 0
+        [f"{s.missed:.0f} of {s.seen:.0f} {m.upper()}" for m, s in scene.standings.items() if s.seen > 0]
     )
     said = f"of {scene.those.inside:.0f} requests {counts} expected" if counts else "no promises configured"
     return f"{said} (missed so far: {spent})" if spent else said
