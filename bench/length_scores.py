@@ -13,6 +13,12 @@ How far from 1 a right model would come by chance is told in two ways. `chance`:
 scored half are resampled, the model held fixed. `exchanged`: nothing can drift between halves drawn at
 random, so their scores are those of this model on a trace that does not change, the sampling of both the
 learned and the scored half included; by exchangeability the ranks of `frozen` among them are a test of drift.
+
+How much of a miss nothing learned in the first half could have avoided is told by `moved`. A model learned
+from every other request of the first half divides all pairs (prompt, tokens so far) into ten; the other
+requests tell each tenth's mean remainder then, and the second half what became of it (and the same with the
+two kinds of requests exchanged). Whoever knew the first half's means exactly would find the one over the
+other. Where its interval lies outside 1 +- 5 %, the truth itself moved by more than the bar.
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvwatt.length_classes import ClassLengths, FinishedRequest, Requests
+from kvwatt.length_recent import RecentOptions
 from kvwatt_sim.traces import TraceRequest, load_azure
 
 TRACES = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces"
@@ -32,6 +39,8 @@ DECILES = 10
 TOKEN_S = 0.04  # of the online variant: between two tokens of a request
 LOOK_S = 5.0  # of the online variant: between two looks at what has finished
 RESAMPLES = 2000
+LEARNED_AT_ONCE = 64
+ALL_ALIKE = 1e7  # a memory of so many requests forgets none of a trace
 SEED = 5
 
 Floats = npt.NDArray[np.float64]
@@ -40,16 +49,31 @@ Ints = npt.NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class LengthScore:
-    """`ratios`: observed / expected per decile, lowest expectation first. `resampled`: the largest
-    distance from 1 that a right model showed in each resample. `log_likelihood`: per finished request.
-    `expected_tokens`: mean expectation per decile, which tells how many tokens a ratio is worth."""
+    """`ratios`: observed / expected per decile, lowest expectation first; `drawn`: the same in each resample
+    of whole requests, (RESAMPLES, DECILES). `log_likelihood`: per finished request. `expected_tokens`: mean
+    expectation per decile, which tells how many tokens a ratio is worth."""
 
     ratios: tuple[float, ...]
     expected_tokens: tuple[float, ...]
-    resampled: Floats
+    drawn: Floats
     mean_ratio: float
     absolute_tokens: float
     log_likelihood: float
+
+    @property
+    def interval(self) -> Floats:
+        """95 % of each decile's ratio; (2, DECILES)."""
+        return np.asarray(np.quantile(self.drawn, (0.025, 0.975), axis=0))
+
+    def refuted(self, distance: float) -> list[int]:
+        """The deciles, from 1 on, that chance does not bring back within `distance` of 1."""
+        low, high = self.interval
+        return [d + 1 for d in range(DECILES) if low[d] > 1.0 + distance or high[d] < 1.0 - distance]
+
+    @property
+    def resampled(self) -> Floats:
+        """The largest distance from 1 that a right model showed in each resample."""
+        return np.asarray(np.abs(self.drawn / np.array(self.ratios) - 1.0).max(axis=1))
 
     @property
     def worst(self) -> float:
@@ -79,14 +103,18 @@ def finished(requests: Sequence[TraceRequest]) -> list[FinishedRequest]:
     return [FinishedRequest(r.prompt_tokens, r.output_tokens) for r in requests]
 
 
+def learn(model: ClassLengths, requests: Sequence[TraceRequest]) -> None:
+    """A few at a time, as a daemon does: memories are judged by requests that they had not seen."""
+    for first in range(0, len(requests), LEARNED_AT_ONCE):
+        model.update(finished(requests[first : first + LEARNED_AT_ONCE]))
+
+
 def frozen(requests: Sequence[TraceRequest]) -> LengthScore:
     """Learn the first half, then predict the second without looking."""
     half = len(requests) // 2
     model = ClassLengths()
-    model.update(finished(requests[:half]))
-    rest = requests[half:]
-    total = np.array([r.output_tokens for r in rest])
-    return _score([_Part.of(model, rest, np.zeros_like(total), total)])
+    learn(model, requests[:half])
+    return _score([_Part.whole(model, requests[half:])])
 
 
 def online(requests: Sequence[TraceRequest]) -> LengthScore:
@@ -97,7 +125,7 @@ def online(requests: Sequence[TraceRequest]) -> LengthScore:
 def prequential(requests: Sequence[TraceRequest], begin: int, model: ClassLengths) -> LengthScore:
     """Learn up to request `begin`; then predict every token at its time, with what had finished before a
     look that was at most `LOOK_S` ago. A request makes a token every `TOKEN_S` from its arrival on."""
-    model.update(finished(requests[:begin]))
+    learn(model, requests[:begin])
     rest = requests[begin:]
     arrival_s = np.array([r.arrival_s for r in rest])
     total = np.array([r.output_tokens for r in rest])
@@ -119,6 +147,44 @@ def exchanged(requests: Sequence[TraceRequest], draws: int) -> Floats:
     source = np.random.default_rng(SEED)
     orders = (source.permutation(len(requests)) for _ in range(draws))
     return np.array([frozen([requests[i] for i in order]).worst for order in orders])
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Mean remainder of the second half over that of the first, per tenth of the pairs; 95 % (2, DECILES)."""
+
+    ratios: Floats
+    interval: Floats
+
+    def beyond(self, distance: float) -> list[int]:
+        """The deciles, from 1 on, that surely moved by more."""
+        low, high = self.interval
+        return [d + 1 for d in range(DECILES) if low[d] > 1.0 + distance or high[d] < 1.0 - distance]
+
+
+def moved(requests: Sequence[TraceRequest]) -> Moved:
+    """What lengths did between the halves, each request of the same prompt and tokens so far."""
+    half = len(requests) // 2
+    first, second = requests[:half], requests[half:]
+    then, now = [], []
+    for fold in (0, 1):
+        model = ClassLengths(ALL_ALIKE, recent=RecentOptions(prior_requests=1e9))
+        model.update(finished(first[fold::2]))
+        old, new = (_Part.whole(model, part) for part in (first[1 - fold :: 2], second))
+        edges = np.quantile(new.expected, np.arange(1, DECILES) / DECILES)
+        then.append(old.sums(np.searchsorted(edges, old.expected)))
+        now.append(new.sums(np.searchsorted(edges, new.expected)))
+    # Of the first half each request counts in one fold, of the second in both.
+    before = _resampled(*(np.concatenate(part) for part in zip(*then, strict=True)), SEED)
+    after = _resampled(*(np.sum(part, axis=0) for part in zip(*now, strict=True)), SEED + 1)
+    interval = np.quantile(after[1] / before[1], (0.025, 0.975), axis=0)
+    return Moved(after[0] / before[0], np.asarray(interval))
+
+
+def _resampled(want: Floats, got: Floats, seed: int) -> tuple[Floats, Floats]:
+    """Observed / expected per tenth of sums per request, and the same in each resample of requests."""
+    weight = np.random.default_rng(seed).poisson(1.0, (RESAMPLES, len(want))).astype(np.float64)
+    return got.sum(axis=0) / want.sum(axis=0), (weight @ got) / np.maximum(weight @ want, 1e-9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +210,20 @@ class _Part:
         likelihood = _log_likelihood(model, prompt[began], total[began])
         return cls(who, expected, total[who] - produced, likelihood)
 
+    @classmethod
+    def whole(cls, model: ClassLengths, requests: Sequence[TraceRequest]) -> _Part:
+        """Every token of each request."""
+        total = np.array([r.output_tokens for r in requests])
+        return cls.of(model, requests, np.zeros_like(total), total)
+
+    def sums(self, tenth: Ints) -> tuple[Floats, Floats]:
+        """Expected and observed tokens per request and tenth, so that requests can be resampled whole."""
+        size = int(self.who.max()) + 1
+        flat = self.who * DECILES + tenth
+        want = np.bincount(flat, self.expected, size * DECILES).reshape(size, DECILES)
+        got = np.bincount(flat, self.observed, size * DECILES).reshape(size, DECILES)
+        return want, got
+
 
 def _log_likelihood(model: ClassLengths, prompt: Floats, total: Ints) -> Floats:
     """Of each request's length when it begins."""
@@ -153,25 +233,19 @@ def _log_likelihood(model: ClassLengths, prompt: Floats, total: Ints) -> Floats:
 
 
 def _score(parts: Sequence[_Part]) -> LengthScore:
-    who = np.concatenate([part.who for part in parts])
-    expected = np.concatenate([part.expected for part in parts])
-    observed = np.concatenate([part.observed for part in parts])
+    columns = [(part.who, part.expected, part.observed, part.log_likelihood) for part in parts]
+    all_of = _Part(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    expected, observed = all_of.expected, all_of.observed
     order = np.argsort(expected, kind="stable")
     tenth = np.empty(len(order), dtype=np.intp)
     tenth[order] = np.arange(len(order)) * DECILES // len(order)
-    size = int(who.max()) + 1
-    flat = who * DECILES + tenth
-    # Per request and decile: sums, so that requests can be resampled whole.
-    want = np.bincount(flat, expected, size * DECILES).reshape(size, DECILES)
-    got = np.bincount(flat, observed, size * DECILES).reshape(size, DECILES)
-    ratios = got.sum(axis=0) / want.sum(axis=0)
-    weight = np.random.default_rng(SEED).poisson(1.0, (RESAMPLES, size)).astype(np.float64)
-    drawn = (weight @ got) / np.maximum(weight @ want, 1e-9)
+    want, got = all_of.sums(tenth)
+    ratios, drawn = _resampled(want, got, SEED)
     return LengthScore(
         tuple(float(ratio) for ratio in ratios),
         tuple(float(x) for x in want.sum(axis=0) / np.bincount(tenth, minlength=DECILES)),
-        np.asarray(np.abs(drawn / ratios - 1.0).max(axis=1)),
+        np.asarray(drawn),
         float(observed.sum() / expected.sum()),
         float(np.abs(observed - expected).mean()),
-        float(np.mean(np.concatenate([part.log_likelihood for part in parts]))),
+        float(np.mean(all_of.log_likelihood)),
     )

@@ -48,8 +48,8 @@ from kvwatt.traffic import PROMPT_LEVELS, SHORT_LEVELS, DecayingRate, Traffic
 from kvwatt_sim.demo.model import cached_model
 from kvwatt_sim.engine import Engine, Request
 from kvwatt_sim.traces import TraceRequest, at_rate
-from length_scores import TRACES, LengthScore, azure, exchanged, frozen, online
-from length_tables import LENGTHS_BAR, chance_of, show_chance, show_lengths
+from length_scores import TRACES, LengthScore, azure, exchanged, frozen, moved, online
+from length_tables import LENGTHS_BAR, chance_of, show_chance, show_intervals, show_lengths
 from projection_replay import (
     CARD,
     CLOCK_MHZ,
@@ -334,13 +334,21 @@ def main() -> int:
     scores = {f"{kind} {how}": kinds[how](azure(kind)) for kind, how in track(pairs, transient=True)}
     draws = DRAWS // 4 if arguments.quick else DRAWS
     drawn = {kind: exchanged(azure(kind), draws) for kind in track(("conv", "code"), transient=True)}
+    what_moved = {kind: moved(azure(kind)) for kind in ("conv", "code")}
     show_lengths(console, scores)
+    show_intervals(console, scores, what_moved)
     show_chance(console, scores, drawn)
     bars = bars_of(replays, scores)
     show(bars, "Bars")
     tables = {str(r): {n: e.percent for n, e in b.errors.items()} for r, b in replays.items()}
     ratios = {name: score.ratios for name, score in scores.items()}
-    write(arguments.json, bars, errors_percent=tables, ratios=ratios, chance=chance_of(scores, drawn))
+    write(
+        arguments.json,
+        bars,
+        errors_percent=tables,
+        ratios=ratios,
+        chance=chance_of(scores, drawn, what_moved),
+    )
     return 0
 
 

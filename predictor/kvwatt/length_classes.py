@@ -59,7 +59,7 @@ class ClassLengths:
         self.drift = DriftDetector()
         self._options = options or TreeOptions()
         memories = MEMORIES if recent is None else (recent,)
-        self._experts = Experts([one.within(memory_requests) for one in memories])
+        self._experts = Experts([one and one.within(memory_requests) for one in memories])
         self._memory_requests = memory_requests
         self._refit_requests = refit_requests
         self._pool = pooled

@@ -20,17 +20,16 @@ from kvwatt.length_memory import Memory
 from kvwatt.length_recent import RecentOptions, corrected
 from kvwatt.length_tree import Classes
 
-MEMORIES = (
-    *(RecentOptions(requests) for requests in (125.0, 500.0, 2000.0)),
-    RecentOptions(2000.0, prior_requests=1e9),  # none: the classes as they are
-)
+Options = RecentOptions | None  # None: the classes as they are
+
+MEMORIES: tuple[Options, ...] = (*(RecentOptions(requests) for requests in (125.0, 500.0, 2000.0)), None)
 _LEAST = 1e-9  # probability of a length that a curve excludes
 
 
 class Experts:
     """The classes' curves as each memory moves them; owns the memories' weights."""
 
-    def __init__(self, options: Sequence[RecentOptions]) -> None:
+    def __init__(self, options: Sequence[Options]) -> None:
         if not options:
             raise ValueError("options must name one memory or more, got none")
         self._options = tuple(options)
@@ -50,10 +49,14 @@ class Experts:
 
     def moved(self, classes: Classes, held: Memory) -> Curves:
         """The curves of `classes` as the memories together move them by what is held."""
-        each = []
-        for option in self._options:
-            newest = held.sample(option.memory_requests, option.reach_requests)
-            row = classes.classify(newest.prompt, newest.limit)
-            each.append(corrected(classes.curves, row, newest, option).survival_rows)
-        self._survival = np.array(each)
+        self._survival = np.array([_moved(classes, held, option) for option in self._options])
         return curves_of(hazards_of(np.tensordot(self.weights, self._survival, 1)))
+
+
+def _moved(classes: Classes, held: Memory, option: Options) -> Floats:
+    """Survival rows of `classes` as one memory moves them."""
+    if option is None:
+        return classes.curves.survival_rows
+    newest = held.sample(option.memory_requests, option.reach_requests)
+    row = classes.classify(newest.prompt, newest.limit)
+    return corrected(classes.curves, row, newest, option).survival_rows

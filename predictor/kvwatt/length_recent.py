@@ -53,17 +53,16 @@ class RecentOptions:
 def corrected(curves: Curves, row: Ints, newest: Sample, options: RecentOptions) -> Curves:
     """`curves` (the last row pooled) moved by `newest` (of classes `row`) as they weigh; same rows."""
     hazards = hazards_of(curves.survival_rows)
-    classes, pooled = hazards[:-1], hazards[-1:]
+    classes, pooled, cell = hazards[:-1], hazards[-1:], cell_of(newest.tokens)
     parts = [
-        _moved(part, *_endings(len(part), place, newest), options.prior_requests)
+        _moved(part, *_endings(len(part), place * CELLS + cell, newest), options.prior_requests)
         for part, place in ((classes, row), (pooled, np.zeros_like(row)))
     ]
     return curves_of(np.concatenate(parts))
 
 
-def _endings(size: int, row: Ints, newest: Sample) -> tuple[Floats, Floats]:
+def _endings(size: int, place: Ints, newest: Sample) -> tuple[Floats, Floats]:
     """Weight that ended in each cell and weight that came to it, both (size, CELLS)."""
-    place = row * CELLS + cell_of(newest.tokens)
     weight = newest.weight
     ended = np.bincount(place, weight * newest.ended, size * CELLS).reshape(size, CELLS)
     cut = np.bincount(place, weight * ~newest.ended, size * CELLS).reshape(size, CELLS)
