@@ -88,7 +88,9 @@ class Polling:
         run.on_page(snapshot, layout)
         self._recording.on_page(run)
         self._ledger.on_page(run)
-        self._energy[run.name].on_page(snapshot, run.config.tp, run.config.max_num_batched_tokens)
+        cap_w = sum(info.power_limit_w for info in run.gpus) if run.gpus else None
+        c = run.config
+        self._energy[run.name].on_page(snapshot, c.tp, c.max_num_batched_tokens, cap_w)
         steady = self._now() - run.applied.since_s > _steady_window_s(run)
         if run.model.compiled is not None:
             run.observation.calibrate(run.model.compiled, run.samples, steady)

@@ -24,6 +24,7 @@ from kvwatt_sim.replay.plant import VirtualPlant
 from kvwatt_sim.workload import generate
 from kvwattd.energy_account import EnergyAccount
 from kvwattd.energy_feed import attribute
+from kvwattd.energy_learning.learner import EnergyLearner
 from kvwattd.energy_windows import WINDOW_S, EngineFacts, WindowBuilder
 from kvwattd.observation import Observation
 from kvwattd.views_energy import attribution_view
@@ -215,6 +216,22 @@ def test_vllms_estimates_of_its_own_traffic_reach_the_window() -> None:
     assert rows[True]["flops_per_s"] == pytest.approx(2e9)
     assert rows[True]["bytes_per_s"] == rows[False]["bytes_per_s"] == pytest.approx(6e6)
     assert np.isnan(rows[False]["flops_per_s"])
+
+
+def test_the_power_cap_of_its_gpus_is_a_factor_of_what_is_learned() -> None:
+    """Another cap begins another window, for a mix of both is neither; without one it is unknown."""
+    served = Serving(conversation(1.0, 30.0, 6))
+    served.run(1.0)
+    page, learner = served.page, EnergyLearner()
+    assert page is not None
+    for tick in range(130):
+        at_s = 0.5 * tick
+        cap_w = 275.0 if tick < 45 else 180.0 if tick < 85 else None
+        learner.on_page(replace(page, observed_s=at_s), 1, 2048, cap_w)
+        learner.on_gpu({"GPU": GpuSample(at_s, "GPU", 1200, 100.0, 100.0 * at_s, 40.0, 1.0, 0)})
+    rows = [dict(zip(FACTORS, window.row[1:], strict=True)) for window in learner.ring.windows()]
+    caps = [None if np.isnan(row["power_cap_w"]) else row["power_cap_w"] for row in rows]
+    assert caps == [275.0, 275.0, 180.0, None, None]
 
 
 def test_a_window_without_pages_is_dropped_and_counted() -> None:
