@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from blank_page import BLANK
 
 from kvwatt.state import EngineSnapshot, Histogram
 from kvwattd.profiler.excursions import LONGEST_REST_S, Excursions, Guarded
@@ -22,29 +23,16 @@ def histogram(total: float, count: float) -> Histogram:
 def snapshot(observed_s: float, itl_s: float) -> EngineSnapshot:
     """After `observed_s` seconds of four sequences with this time between tokens."""
     tokens = 4 * observed_s / itl_s
-    return EngineSnapshot(
+    return replace(
+        BLANK,
         observed_s=observed_s,
-        model_name="m",
-        engine="0",
         running=4,
-        waiting=0,
-        waiting_for_capacity=0,
         kv_usage=0.1,
-        block_size=16,
         num_blocks=1001,
-        asleep=False,
         prompt_tokens_total=1000.0,
-        prompt_tokens_cached_total=0.0,
         generation_tokens_total=tokens,
-        preemptions_total=0.0,
-        requests_finished_total=0.0,
         iterations=histogram(tokens, tokens / 4),
-        prompt_lengths=histogram(0, 0),
-        generation_lengths=histogram(0, 0),
-        ttft_s=histogram(0, 0),
-        tbt_s=histogram(0, 0),
         itl_s=histogram(itl_s * tokens, tokens),
-        e2e_s=histogram(0, 0),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from blank_page import BLANK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,29 +100,16 @@ def histogram(total: float, count: float) -> Histogram:
 
 def snapshot(observed_s: float, steps: float, running: int = 4) -> EngineSnapshot:
     """After `steps` steps of 20 ms with four sequences."""
-    return EngineSnapshot(
+    return replace(
+        BLANK,
         observed_s=observed_s,
-        model_name="m",
-        engine="0",
         running=running,
-        waiting=0,
-        waiting_for_capacity=0,
         kv_usage=0.1,
-        block_size=16,
         num_blocks=1001,
-        asleep=False,
         prompt_tokens_total=1000.0,
-        prompt_tokens_cached_total=0.0,
         generation_tokens_total=4 * steps,
-        preemptions_total=0.0,
-        requests_finished_total=0.0,
         iterations=histogram(4 * steps, steps),
-        prompt_lengths=histogram(0, 0),
-        generation_lengths=histogram(0, 0),
-        ttft_s=histogram(0, 0),
-        tbt_s=histogram(0, 0),
         itl_s=histogram(0.02 * 4 * steps, 4 * steps),
-        e2e_s=histogram(0, 0),
     )
 
 

@@ -7,6 +7,7 @@ from math import inf
 
 import numpy as np
 import pytest
+from blank_page import BLANK
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,12 +29,7 @@ from kvwattd.vllm_plugin.wire import Finished
 
 SLO = Slo(SloTarget(1.0), SloTarget(0.1), SloTarget(10.0))
 HALF = Pace(default_s=0.02, would_s=0.04, first_ratio=2.0)
-NOTHING = Histogram((inf,), (0.0,), 0.0, 0.0)
-PAGE = EngineSnapshot(
-    *(0.0, "m", "0", 1, 0, 0, 0.1, 16, 1000, False),
-    *(0.0,) * 5,
-    *(NOTHING,) * 7,
-)
+PAGE = replace(BLANK, running=1, kv_usage=0.1, num_blocks=1000)
 
 
 def page(at_s: float, steps: float, running: int = 1, **more: Histogram) -> EngineSnapshot:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from blank_page import BLANK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tap_records import MODEL, ended, record
@@ -16,34 +17,18 @@ from kvwatt.state import EngineSnapshot, Histogram
 from kvwattd.tap_stream import TapStream, exact_histogram, length_histograms
 from kvwattd.vllm_plugin.wire import Finished
 
-EMPTY = Histogram((float("inf"),), (0.0,), 0.0, 0.0)
 STALE_S = 1.5
 
 
 def page(at_s: float, generated: float, running: int = 3) -> EngineSnapshot:
-    return EngineSnapshot(
+    return replace(
+        BLANK,
         observed_s=at_s,
         model_name=MODEL,
-        engine="0",
         running=running,
-        waiting=0,
-        waiting_for_capacity=0,
-        kv_usage=0.2,
-        block_size=16,
         num_blocks=1001,
-        asleep=False,
-        prompt_tokens_total=0.0,
-        prompt_tokens_cached_total=0.0,
+        kv_usage=0.2,
         generation_tokens_total=generated,
-        preemptions_total=0.0,
-        requests_finished_total=0.0,
-        iterations=EMPTY,
-        prompt_lengths=EMPTY,
-        generation_lengths=EMPTY,
-        ttft_s=EMPTY,
-        tbt_s=EMPTY,
-        itl_s=EMPTY,
-        e2e_s=EMPTY,
     )
 
 
