@@ -77,7 +77,7 @@ async def sweep(options: argparse.Namespace) -> int:
                 await asyncio.sleep(SETTLE_S)
                 print(f"{clock} MHz:")
                 rows += await points(load, options, table, clock)
-                lease.check()
+                await lease.check()
     await load.close()
     alone = readings.facts.processes == 0
     seen_s = [seconds for seconds in switches_s if seconds < SWITCH_LIMIT_S]

@@ -81,7 +81,7 @@ class Explorer:
                     self.report.skipped.append(f"{clock} MHz: turned back: {sign}")
                     return False
                 window = await self.meter.window(self.options.look_s)
-                self.lease.check()
+                await self.lease.check()
                 self._learn(window, clock)
                 sign = guarded.sign(window)
             return sign is None

@@ -50,9 +50,14 @@ class ClockLease:
         """Driver default, keeping the connection."""
         await self._client.reset(self._uuids)
 
-    def check(self) -> None:
-        """Raises GuardError when the lease was lost meanwhile: measurements since are not at the clock."""
+    async def check(self) -> None:
+        """Raises GuardError when the lease was lost meanwhile: measurements since are not at the clock.
+
+        The guard is asked: after a machine stood still the next renewal in turn would come too late.
+        """
         self._check_keeper()
+        if self._ran_out is None:
+            await self._renew()
         if self._ran_out is not None:
             raise self._ran_out
 
@@ -65,9 +70,12 @@ class ClockLease:
     async def _keep(self, period_s: float) -> None:
         while True:
             await asyncio.sleep(period_s)
-            try:
-                await self._client.renew()
-            except GuardError as error:
-                if error.code != Code.LEASE_EXPIRED:
-                    raise
-                self._ran_out = error
+            await self._renew()
+
+    async def _renew(self) -> None:
+        try:
+            await self._client.renew()
+        except GuardError as error:
+            if error.code != Code.LEASE_EXPIRED:
+                raise
+            self._ran_out = error

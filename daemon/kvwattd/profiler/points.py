@@ -119,7 +119,7 @@ class PointMeter:
             times.append(await complete(self.target, load.prompt_tokens, 1, self.random))
         actual_mhz = await self.meter.clock_mhz()
         end_s, end_j = await self.meter.energy()
-        self.lease.check()
+        await self.lease.check()
         elapsed = (end_s - begin_s, end_j - begin_j)
         row = prefill_row(
             load.prompt_tokens, times, elapsed, self.idle_w, clock, actual_mhz, self.tp, self.overhead_s
@@ -135,7 +135,7 @@ class PointMeter:
     async def idle(self, clock: int) -> Point:
         """Power while nothing runs."""
         window = await self.meter.window(self.window_s)
-        self.lease.check()
+        await self.lease.check()
         if window.iterations > 0:
             return Point((), 0.0, "something ran")
         self.idle_w = window.power_w
@@ -147,7 +147,7 @@ class PointMeter:
     async def _window(self, seconds: float, batch: Batch) -> Window:
         window = await self.meter.window(seconds)
         batch.check()
-        self.lease.check()
+        await self.lease.check()
         return window
 
     @asynccontextmanager
