@@ -177,6 +177,15 @@ def test_the_horizon_is_where_recomputing_is_paid_back() -> None:
     assert horizon(100_000, 0.4, LEAST_STEPS, 256) == 256
 
 
+def test_the_horizon_grows_with_the_answer() -> None:
+    """An eighth of the mean memory at least, whatever a preemption costs; a fixed one stays."""
+    gate = Gate()
+    assert gate.horizon_steps(10, 20) == LEAST_STEPS
+    assert gate.horizon_steps(32, 1000) == 66
+    assert gate.horizon_steps(10, 100_000) == 256
+    assert Gate(48).horizon_steps(32, 1000) == 48
+
+
 def test_the_price_of_a_prompt_token_is_learned_from_the_times_of_steps() -> None:
     """Even where each step's time is told with the next one, as in asynchronous scheduling."""
     for late in (0, 1):

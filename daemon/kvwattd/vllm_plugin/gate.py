@@ -23,6 +23,7 @@ from kvwattd.vllm_plugin.told import Told
 
 LOOK = 32  # waiting requests looked at in one step; more rarely start in one
 LEAST_STEPS, MOST_STEPS = 32, 256
+KEPT_EMPTY = 0.125  # least share of a request's mean memory to grow into before an overflow
 HELD_AGAIN = 4  # steps for which a verdict stands while nobody leaves or comes
 
 
@@ -78,11 +79,16 @@ class Gate:
         self.lengths, self.pace, self.ghost, self.totals = Lengths(), Pace(), Ghost(), Totals()
         self.last_horizon = fixed_steps or LEAST_STEPS
 
-    def horizon_steps(self, tokens: int) -> int:
-        """How long a request of so many tokens should live."""
+    def horizon_steps(self, tokens: int, left: int) -> int:
+        """How long a request of so many tokens, with so many to come, should live.
+
+        Over H steps about H / (its mean memory) of the cache stays empty. The price of a preemption does not
+        grow with the answer, but a fixed H would shrink beside a long one, which then starts again and again.
+        """
         if self._fixed is not None:
             return self._fixed
-        return horizon(tokens, self.pace.ratio, LEAST_STEPS, MOST_STEPS)
+        least = max(LEAST_STEPS, int(KEPT_EMPTY * (tokens + left / 2)))
+        return horizon(tokens, self.pace.ratio, min(least, MOST_STEPS), MOST_STEPS)
 
     def admissible(self, view: View, told: Told | None, wall_s: float) -> int:
         """Length of the longest prefix of the first LOOK waiting that may start now."""
@@ -121,7 +127,7 @@ class Gate:
     ) -> str | None:
         told, wall_s = at
         room = view.pool_blocks * view.block_size
-        steps = self.last_horizon = self.horizon_steps(request.num_tokens)
+        steps = self.last_horizon = self.horizon_steps(request.num_tokens, new.left)
         if told is not None:
             if told.max_seqs is not None and len(inside.held) >= told.max_seqs:
                 return "budget"
