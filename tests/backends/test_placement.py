@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gpu_scripts import answer, gpu_spec
 
-from kvwatt_sim.nvml.build import NvmlLibs, build, env_for
-from kvwatt_sim.nvml.control import SimGpus
-from kvwatt_sim.nvml.spec import GpuSpec, PowerLaw, demo_uuid
+from kvwatt_sim.nvml.build import NvmlLibs, build
+from kvwatt_sim.nvml.spec import demo_uuid
 
-LAW = PowerLaw(f_ref_mhz=2520, idle_w=36, idle_slope_w=12, compute_w=150, memory_clock_w=60, memory_w=50)
 UUIDS = [demo_uuid(index) for index in range(4)]
 
 # Four GPUs, the last split by MIG; two members' processes and a stranger's, all real.
-PRELUDE = """
+SCRIPT = """
 import asyncio, json, subprocess, sys
 from pathlib import Path
 from kvwatt_sim.nvml.control import Fault, Health, SimGpus
@@ -54,25 +48,13 @@ async def refusal(one, member):
         return [str(error.cause), error.detail]
 
 async def main():
+{body}
+
+try:
+    print(json.dumps(asyncio.run(main())))
+finally:
+    [process.kill() or process.wait() for process in processes]
 """
-
-
-def gpu_spec(index: int) -> GpuSpec:
-    return GpuSpec(
-        name="NVIDIA A100",
-        uuid=UUIDS[index],
-        arch="ampere",
-        memory_total_bytes=48 << 30,
-        memory_clock_mhz=9001,
-        supported_mhz=tuple(range(210, 2521, 15)),
-        boost_mhz=2520,
-        idle_mhz=210,
-        power_law=LAW,
-        default_cap_w=275.0,
-        min_cap_w=100.0,
-        max_cap_w=275.0,
-        mig=index == 3,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -85,21 +67,8 @@ def play(placement_libs: NvmlLibs, tmp_path: Path) -> Callable[[str], Any]:
     """Runs the body of an async function; gives what it returns."""
 
     def run(body: str) -> Any:
-        path = tmp_path / "gpus"
-        with SimGpus.create(path, [gpu_spec(index) for index in range(4)], libs=placement_libs):
-            script = PRELUDE + textwrap.indent(textwrap.dedent(body), "    ")
-            script += "\ntry:\n    print(json.dumps(asyncio.run(main())))\nfinally:\n"
-            script += "    [process.kill() or process.wait() for process in processes]\n"
-            done = subprocess.run(
-                [sys.executable, "-W", "error", "-c", script, str(path)],
-                env={**os.environ, **env_for(placement_libs, path)},
-                capture_output=True,
-                text=True,
-                timeout=180,
-                check=False,
-            )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        specs = [gpu_spec(index, mig=index == 3) for index in range(4)]
+        return answer(SCRIPT, body, specs, placement_libs, tmp_path / "gpus")
 
     return run
 

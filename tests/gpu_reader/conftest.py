@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gpu_scripts import answer, gpu_spec
 
-from kvwatt_sim.nvml.build import NvmlLibs, build, env_for
-from kvwatt_sim.nvml.control import SimGpus
-from kvwatt_sim.nvml.spec import GpuSpec, PowerLaw, demo_uuid
+from kvwatt_sim.nvml.build import NvmlLibs, build
 
-LAW = PowerLaw(f_ref_mhz=2520, idle_w=36, idle_slope_w=12, compute_w=150, memory_clock_w=60, memory_w=50)
-
-PRELUDE = """
+SCRIPT = """
 import asyncio, json, sys
 from pathlib import Path
 from kvwatt_sim.nvml.control import Fault, SimGpus
@@ -47,25 +39,10 @@ async def unavailable(awaitable):
     raise AssertionError("was available")
 
 async def main():
+{body}
+
+print(json.dumps(asyncio.run(main())))
 """
-
-
-def gpu_spec(index: int) -> GpuSpec:
-    return GpuSpec(
-        name="NVIDIA L20",
-        uuid=demo_uuid(index),
-        arch="ada",
-        memory_total_bytes=48 << 30,
-        memory_clock_mhz=9001,
-        supported_mhz=tuple(range(210, 2521, 15)),
-        boost_mhz=2520,
-        idle_mhz=210,
-        power_law=LAW,
-        default_cap_w=275.0,
-        min_cap_w=100.0,
-        max_cap_w=275.0,
-        mig=index == 1,
-    )
 
 
 @pytest.fixture(scope="session")
@@ -78,19 +55,7 @@ def reader(reader_libs: NvmlLibs, tmp_path: Path) -> Callable[..., Any]:
     """Runs the body of an async function over two GPUs (the second has MIG on); gives what it returns."""
 
     def run(body: str, manual_time: bool = False) -> Any:
-        path = tmp_path / "gpus"
-        with SimGpus.create(path, [gpu_spec(0), gpu_spec(1)], manual_time=manual_time, libs=reader_libs):
-            script = PRELUDE + textwrap.indent(textwrap.dedent(body), "    ")
-            script += "\nprint(json.dumps(asyncio.run(main())))\n"
-            done = subprocess.run(
-                [sys.executable, "-W", "error", "-c", script, str(path)],
-                env={**os.environ, **env_for(reader_libs, path)},
-                capture_output=True,
-                text=True,
-                timeout=300,
-                check=False,
-            )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        specs = [gpu_spec(0), gpu_spec(1, mig=True)]
+        return answer(SCRIPT, body, specs, reader_libs, tmp_path / "gpus", manual_time)
 
     return run

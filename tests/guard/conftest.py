@@ -8,36 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from guard_stage import UUIDS, GuardStage
+from gpu_scripts import gpu_spec
+from guard_stage import GuardStage
 
 from kvwatt_sim.nvml.build import NvmlLibs, build, env_for
 from kvwatt_sim.nvml.control import SimGpus
-from kvwatt_sim.nvml.spec import GpuSpec, PowerLaw
 from kvwattd.guard.client import GuardClient
-
-LAW = PowerLaw(f_ref_mhz=2520, idle_w=36, idle_slope_w=12, compute_w=150, memory_clock_w=60, memory_w=50)
-
-
-def gpu_spec(index: int, mig: bool = False) -> GpuSpec:
-    return GpuSpec(
-        name="NVIDIA L20",
-        uuid=UUIDS[index],
-        arch="ada",
-        memory_total_bytes=48 << 30,
-        memory_clock_mhz=9001,
-        supported_mhz=tuple(range(210, 2521, 15)),
-        boost_mhz=2520,
-        idle_mhz=210,
-        power_law=LAW,
-        default_cap_w=275.0,
-        min_cap_w=100.0,
-        max_cap_w=275.0,
-        switch_latency_s=0.0,
-        mig=mig,
-    )
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +28,7 @@ def guard_libs() -> NvmlLibs:
 @pytest.fixture
 def gpus(guard_libs: NvmlLibs, tmp_path: Path) -> Iterator[SimGpus]:
     """Four GPUs; MIG is on on the last."""
-    specs = [gpu_spec(0), gpu_spec(1), gpu_spec(2), gpu_spec(3, mig=True)]
+    specs = [replace(gpu_spec(i, mig=i == 3), switch_latency_s=0.0) for i in range(4)]
     with SimGpus.create(tmp_path / "gpus", specs, libs=guard_libs) as made:
         yield made
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from refit_instance import SHAPE, Instance, Slot
 
 from kvwatt import artifact
-from kvwatt.compiled import CompiledModel, compile_model
+from kvwatt.compiled import compile_model
 from kvwatt.energy_factors import window_row
 from kvwatt.energy_learning import Counted, WindowRing, columns_of
 from kvwatt.energy_model import shipped as shipped_law
 from kvwatt.energy_table import TableEnergy
-from kvwatt.state import EngineShape, GpuSample
+from kvwatt.state import GpuSample
 from kvwatt.throughput import StepModel
 from kvwattd.energy_learning.job import Kept, Row
 from kvwattd.energy_learning.learner import EnergyLearner
@@ -23,24 +24,7 @@ from kvwattd.energy_learning.refits import KEPT, EnergyRefits, restored
 from kvwattd.energy_learning.worker import champion_of, score
 from kvwattd.model_versions import VersionStore
 
-SHAPE = EngineShape(block_size=16, num_blocks=20_001, max_num_seqs=128, max_num_batched_tokens=2048)
 CLOCKS = (900, 1200, 1500)
-
-
-@dataclass
-class Slot:
-    compiled: CompiledModel | None
-
-
-@dataclass
-class Instance:
-    """What a refit asks of an instance."""
-
-    model: Slot
-    name: str = "chat"
-
-    def shape(self) -> EngineShape:
-        return SHAPE
 
 
 def served(step: TableEnergy, count: int, watts: Callable[[float], float]) -> list[Counted]:

@@ -9,34 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refit_instance import SHAPE, Instance, Slot
 from refit_world import as_profiled, served, slower
 
 from kvwatt import artifact
-from kvwatt.compiled import CompiledModel, compile_model
+from kvwatt.compiled import compile_model
 from kvwatt.samples import Sample
-from kvwatt.state import EngineShape
 from kvwatt.throughput import StepModel
 from kvwattd.learning import Learner
 from kvwattd.model_versions import VersionStore
 from kvwattd.refits import SAMPLES, Refits
-
-SHAPE = EngineShape(block_size=16, num_blocks=20_001, max_num_seqs=128, max_num_batched_tokens=2048)
-
-
-@dataclass
-class Slot:
-    compiled: CompiledModel | None
-
-
-@dataclass
-class Instance:
-    """What a refit asks of an instance."""
-
-    model: Slot
-    name: str = "chat"
-
-    def shape(self) -> EngineShape:
-        return SHAPE
 
 
 @dataclass
