@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fault_load import Load
-from fault_stage import Stage, daemon_for, damageable
+from fault_stage import Stage, Staging, daemon_for, damageable
 
 from kvwatt import artifact
 from kvwatt.profiles import table_of
@@ -63,9 +63,6 @@ def server() -> Iterator[SimServer]:
 def gpus(server: SimServer) -> Iterator[SimGpus]:
     with SimGpus.open(server.state) as gpus:
         yield gpus
-
-
-Staging = Callable[..., AbstractContextManager[Stage]]
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,9 @@ class Stage:
 def target_mhz(call: SetterCall) -> int:
     """Upper end of the range that was asked for."""
     return int(call.args.split(",")[1])
+
+
+Staging = Callable[..., AbstractContextManager[Stage]]  # starts a daemon, ends it with the block
 
 
 @contextmanager

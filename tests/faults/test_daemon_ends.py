@@ -7,9 +7,7 @@ import time
 
 import psutil
 from daemon_process import eventually
-from fault_stage import LEASE_BOUND_S
-
-from conftest import Staging
+from fault_stage import LEASE_BOUND_S, Staging
 
 
 def test_killed_or_terminated_the_daemon_leaves_driver_default_and_no_guard(staging: Staging) -> None:

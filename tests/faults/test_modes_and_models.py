@@ -7,9 +7,7 @@ import time
 from pathlib import Path
 
 from daemon_process import eventually
-from fault_stage import LEASE_BOUND_S
-
-from conftest import Staging
+from fault_stage import LEASE_BOUND_S, Staging
 
 
 def test_shadow_mode_decides_and_writes_nothing_and_leaving_active_resets(staging: Staging) -> None:
