@@ -15,10 +15,10 @@ step, without the clock, the known-length projection is compared too: there the 
 Lengths are learned from the requests that had finished before the decision. The upper bounds are asked
 to hold in 90 % of cases. Hints are the true length times log-normal noise with a 95th percentile of 30 %.
 
-Options of the length model come from the first halves of both traces (bench/length_choice.py); the replay,
-which learns as it goes, covers that half too. How the lengths are scored, and what chance would do: see
-length_scores.py. That step times need correcting by octave of batch and chunk was seen in its first
-20 minutes.
+Options of the length model come from the first halves of both traces (bench/length_choice.py), the choice
+among its memories from nothing but the requests that have finished; the replay, which learns as it goes,
+covers that half too. How the lengths are scored, and what chance would do: see length_scores.py. That step
+times need correcting by octave of batch and chunk was seen in its first 20 minutes.
 """
 
 from __future__ import annotations
@@ -317,7 +317,7 @@ def main() -> int:
     if not TRACES.is_dir():
         print(f"traces not found at {TRACES}", file=sys.stderr)
         return 77
-    console = Console(width=130)
+    console = Console(width=150)
     model = artifact.load(cached_model(CARD))
     compiled = compile_model(model, (CARD.supported_mhz[-2], CLOCK_MHZ), SHAPE)
     replays: dict[float, Replay] = {}
