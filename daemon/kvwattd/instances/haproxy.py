@@ -23,6 +23,7 @@ from typing import Final
 
 from kvwattd.instances.haproxy_socket import CONFIGURED_OUT, HaproxySocket, ServerState
 from kvwattd.instances.router import RouterError
+from kvwattd.together import together
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class HaproxyRouter:
         """Established and queued, of all processes together; None where one does not tell."""
         server = self._server(member)
         sockets = [*await self._current(), *await self._old()]
-        states = await asyncio.gather(*(self._state(socket, server) for socket in sockets))
+        states = await together(*(self._state(socket, server) for socket in sockets))
         counts = [state.sessions for state in states]
         return None if None in counts else sum(count for count in counts if count is not None)
 
@@ -108,7 +109,7 @@ class HaproxyRouter:
         """
         try:
             sockets = await self._current()
-            found = await asyncio.gather(*(s.servers(self._settings.backend) for s in sockets))
+            found = await together(*(s.servers(self._settings.backend) for s in sockets))
         except RouterError as error:
             log.debug("haproxy: %s", error)
             return None

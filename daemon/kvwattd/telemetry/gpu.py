@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -14,6 +13,7 @@ from kvwattd.guard.worker import CallTimeoutError, DeadlineWorker
 from kvwattd.telemetry.amd_reading import AmdSource
 from kvwattd.telemetry.energy_counter import EnergyCounter, EnergyReading
 from kvwattd.telemetry.nvml_reading import GpuInfo, NvmlSource, RawSample
+from kvwattd.together import together
 
 __all__ = ["GpuInfo", "GpuReader", "GpuUnavailable"]
 
@@ -84,7 +84,7 @@ class GpuReader:
         """One entry per name given, in that order. Raises GpuUnavailable if any cannot be found."""
         gpus = list(self._gpus.values())
         try:
-            infos = await asyncio.gather(*(self._call(gpu, gpu.find, START_DEADLINE_S) for gpu in gpus))
+            infos = await together(*(self._call(gpu, gpu.find, START_DEADLINE_S) for gpu in gpus))
         except NvmlCallError as error:
             raise GpuUnavailable(error.message) from None
         except CallTimeoutError as error:
@@ -105,7 +105,7 @@ class GpuReader:
         if not gpus:
             raise GpuUnavailable("not started")
         self._failures = {}
-        readings = await asyncio.gather(*(self._read_one(gpu) for gpu in gpus))
+        readings = await together(*(self._read_one(gpu) for gpu in gpus))
         samples = {reading.uuid: reading for reading in readings if reading is not None}
         if not samples:
             raise GpuUnavailable("; ".join(self._failures.values()))
