@@ -112,12 +112,11 @@ class ClassLengths:
 
     def refit(self) -> None:
         """Fit classes and curves to what is held now."""
-        pooled = self._pool if self._pool is not None and self._pool.weight_requests > 0 else None
+        pooled = _ended_and_reached(self._pool)
         if not self.finished and pooled is None:
             return
         self._new = 0
-        hazards = None if pooled is None else hazards_of(pooled.survival(EDGES)[None])[0]
-        self._classes = fit_classes(self._held.sample(self._memory_requests), self._options, hazards)
+        self._classes = fit_classes(self._held.sample(self._memory_requests), self._options, pooled)
         self._correct()
 
     def _correct(self) -> None:
@@ -212,3 +211,11 @@ class ClassLengths:
         pooled = self._classes.pooled
         edge = self._curves.tail_rows[pooled]
         return np.asarray(np.interp(ahead, EDGES, edge) / edge[0])
+
+
+def _ended_and_reached(pooled: Pooled | None) -> tuple[Floats, Floats] | None:
+    """Requests that ended in each cell and that came to it, None where none are known."""
+    if pooled is None or pooled.weight_requests <= 0:
+        return None
+    alive = pooled.weight_requests * pooled.survival(EDGES)
+    return alive[:-1] - alive[1:], alive[:-1]

@@ -61,15 +61,17 @@ class Classes:
         return np.asarray(self.class_of_bin[_bins(self.prompt_cuts, prompt), _bins(self.limit_cuts, limit)])
 
 
-def fit_classes(sample: Sample, options: TreeOptions, pooled: Floats | None = None) -> Classes:
-    """Grow the tree on a sample. `pooled`: hazards per cell (CELLS,) known from elsewhere, the root's parent;
-    needed where the sample is empty."""
+def fit_classes(sample: Sample, options: TreeOptions, pooled: tuple[Floats, Floats] | None = None) -> Classes:
+    """Grow the tree on a sample. `pooled`: requests that ended in each cell and that came to it, both
+    (CELLS,), known from elsewhere; the root leans on them. Needed where the sample is empty."""
     cuts = (_cuts(sample.prompt), _cuts(sample.limit))
     bins = (_bins(cuts[0], sample.prompt), _bins(cuts[1], sample.limit))
     fine = cell_of(sample.tokens)
     coarse = np.searchsorted(_coarse_cells(fine, sample), fine, side="right")
-    prior = _root_prior(sample) if pooled is None else (pooled, options.shrink_requests)
-    root = _shrunk(_risk(fine, sample, slice(None), CELLS), *prior)
+    parent, strength = _root_prior(sample, pooled)
+    if pooled is not None:
+        parent, strength = _shrunk(pooled, parent, strength), options.shrink_requests
+    root = _shrunk(_risk(fine, sample, slice(None), CELLS), parent, strength)
     grower = _Grower(sample, bins, fine, coarse, options, np.zeros((len(cuts[0]) + 1, len(cuts[1]) + 1), int))
     grower.grow(root)
     return Classes(*cuts, grower.class_of_bin, curves_of(np.array([*grower.leaves, root])))
@@ -203,9 +205,10 @@ def _shrunk(risk: tuple[Floats, Floats], prior: Floats, requests: float) -> Floa
     return np.asarray((ended + requests * prior) / (reached + requests))
 
 
-def _root_prior(sample: Sample) -> tuple[Floats, float]:
+def _root_prior(sample: Sample, pooled: tuple[Floats, Floats] | None) -> tuple[Floats, float]:
     """A constant hazard per token with the observed rate of endings."""
-    tokens = float(sample.weight @ sample.tokens)
-    ended = max(float(sample.weight @ sample.ended), _ROOT_PRIOR)
-    per_token = ended / max(tokens, 1.0)
+    tokens, ended = float(sample.weight @ sample.tokens), float(sample.weight @ sample.ended)
+    if pooled is not None:
+        tokens, ended = tokens + float(pooled[1] @ WIDTHS), ended + float(pooled[0].sum())
+    per_token = max(ended, _ROOT_PRIOR) / max(tokens, 1.0)
     return np.asarray(1.0 - np.exp(-WIDTHS * min(per_token, 10.0))), _ROOT_PRIOR

@@ -132,3 +132,14 @@ def test_single_requests_lean_on_the_histogram_at_first() -> None:
     assert 150.0 < mean(model) < 250.0
     told(model, drawn(100.0, 500, 5))
     assert mean(model) == pytest.approx(105.0, rel=0.1)
+
+
+def test_longer_than_all_that_was_ever_seen() -> None:
+    """Neither the histogram nor single requests know: it goes on at the rate at which requests end."""
+    pooled = LengthModel()
+    pooled.update(Histogram((299.0, 300.0, np.inf), (0.0, 50.0, 50.0), 15_000.0, 50.0))
+    model = ClassLengths(pooled=pooled)
+    model.update([FinishedRequest(100, 300)] * 3)
+    rest = model.expected_remaining(Requests.known([100.0, 100.0], [299.0, 1000.0]))
+    assert rest[0] < 30.0
+    assert rest[1] == pytest.approx(300.0, rel=0.1)

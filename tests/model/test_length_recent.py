@@ -25,8 +25,8 @@ def traffic(count: int, stretch: float, seed: int) -> list[FinishedRequest]:
 def learnt(recent: RecentOptions, *parts: list[FinishedRequest]) -> ClassLengths:
     model = ClassLengths(recent=recent)
     for part in parts:
-        for start in range(0, len(part), 32):
-            model.update(part[start : start + 32])
+        for start in range(0, len(part), 100):
+            model.update(part[start : start + 100])
     return model
 
 
