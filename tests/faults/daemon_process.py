@@ -50,7 +50,9 @@ class DaemonProcess:
         self._program = program
         self._log = folder / "daemon.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._http = httpx.Client(timeout=CALL_TIMEOUT_S, trust_env=False)
+        # A connection each: a kept one may be closed by the server at the moment at which it is used again.
+        once = httpx.Limits(max_keepalive_connections=0)
+        self._http = httpx.Client(timeout=CALL_TIMEOUT_S, trust_env=False, limits=once)
         self.url = ""
 
     def start(self) -> None:

@@ -52,7 +52,9 @@ class PoolStage:
         tokens.chmod(0o600)
         stack.callback(stop_servers, folder / "state" / "instances")
         self._stack = stack
-        self._http = stack.enter_context(httpx.Client(timeout=10.0, trust_env=False))
+        # A connection each: a kept one may be closed by the server at the moment at which it is used again.
+        once = httpx.Limits(max_keepalive_connections=0)
+        self._http = stack.enter_context(httpx.Client(timeout=30.0, trust_env=False, limits=once))
         take_capacity(folder, CAPACITY)
         self.start(mode)
 

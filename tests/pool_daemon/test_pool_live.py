@@ -60,4 +60,4 @@ async def test_a_pool_follows_its_load_its_operator_and_survives_its_daemon(tmp_
 def _pages(stage: PoolStage, mode: str) -> None:
     """How the pages of both servers answer from now on; the servers serve on."""
     for port in stage.fleet.ports:
-        httpx.post(f"http://127.0.0.1:{port}/_sim/metrics", json={"mode": mode}, timeout=10.0)
+        httpx.post(f"http://127.0.0.1:{port}/_sim/metrics", json={"mode": mode}, timeout=30.0)
