@@ -57,11 +57,17 @@ class Tally:
     seen: float = 0.0
     missed: float = 0.0
     permitted: float = 0.0  # misses that the promise allows of as many requests
+    avoidable: float = 0.0  # of those missed, the ones that a higher clock would have saved, as far as known
 
     @property
     def left(self) -> float:
         """Misses still to spend; negative where the promise is broken."""
         return self.permitted - self.missed
+
+    @property
+    def unavoidable(self) -> float:
+        """Misses that came at any clock, or of which nothing else is known."""
+        return self.missed - self.avoidable
 
     @property
     def ratio(self) -> float | None:
@@ -74,6 +80,7 @@ class _Slice:
     index: int
     met: float
     total: float
+    avoidable: float = 0.0
 
 
 class Attainment:
@@ -93,8 +100,10 @@ class Attainment:
         for slices in self._slices.values():
             slices.clear()
 
-    def observe(self, metric: Metric, now_s: float, kept: Attained) -> bool:
-        """Count requests that were judged at `now_s`; False where the counts make no sense."""
+    def observe(self, metric: Metric, now_s: float, kept: Attained, avoidable: float = 0.0) -> bool:
+        """Count requests that were judged at `now_s`; False where the counts make no sense.
+
+        `avoidable`: of those that missed, the ones that a higher clock would have saved, as far as known."""
         if not (0.0 <= kept.met <= kept.total < math.inf and math.isfinite(now_s)):
             return False
         if kept.total == 0.0:
@@ -103,8 +112,9 @@ class Attainment:
         if slices and slices[-1].index >= index:
             slices[-1].met += kept.met
             slices[-1].total += kept.total
+            slices[-1].avoidable += avoidable
         else:
-            slices.append(_Slice(index, kept.met, kept.total))
+            slices.append(_Slice(index, kept.met, kept.total, avoidable))
         self._forget(slices, index)
         return True
 
@@ -113,8 +123,9 @@ class Attainment:
         slices = self._slices[metric]
         self._forget(slices, self._index(now_s))
         seen = sum(part.total for part in slices)
-        missed = seen - sum(part.met for part in slices)
-        return Tally(seen, max(missed, 0.0), (1.0 - quantile) * seen)
+        missed = max(seen - sum(part.met for part in slices), 0.0)
+        avoidable = sum(part.avoidable for part in slices)
+        return Tally(seen, missed, (1.0 - quantile) * seen, min(avoidable, missed))
 
     def budget(self, now_s: float, slo: Slo) -> Mapping[Metric, Tally]:
         """Every promised metric over the window that ends at `now_s`."""

@@ -18,8 +18,9 @@ D has the variance D n in this window and in the next, and the two differ by les
 
     guard = GUARD_Z x sqrt(2 D (n + 1))
 
-but for one window in twenty. n are the misses seen, ours among them, for whose they were is not known. Each
-miss into the guard makes a further one e times dearer. Few requests permit few misses: none is spent there.
+but for one window in twenty. n are the misses seen that no clock would have avoided; all of them where it is
+not known which. Each miss into the guard makes a further one e times dearer. Few requests permit few misses:
+none is spent there.
 """
 
 from __future__ import annotations
@@ -72,7 +73,14 @@ class Budget:
         permitted = 1.0 - target.quantile
         usual_s = USUAL_S[metric] * (1.0 + STRAIN * strain**2)
         return Standing(
-            tally.seen, tally.missed, permitted, reserve, inside, usual_s, MIN_LOG + SURGE_LOG * surge
+            tally.seen,
+            tally.missed,
+            permitted,
+            reserve,
+            inside,
+            usual_s,
+            MIN_LOG + SURGE_LOG * surge,
+            tally.unavoidable,
         )
 
 
@@ -87,6 +95,7 @@ class Standing:
     inside: float
     usual_s: float
     least_log: float = MIN_LOG
+    unavoidable: float = 0.0
 
     def over(self, lost: float) -> float:
         """Misses beyond plan, `lost` of those inside included; negative: still to spend."""
@@ -97,7 +106,7 @@ class Standing:
         """Misses that take room from those which no clock may avoid; 0 without counts."""
         if self.seen <= 0.0:
             return 0.0
-        guard = GUARD_Z * math.sqrt(2.0 * CLUSTERING * (self.missed + 1.0))
+        guard = GUARD_Z * math.sqrt(2.0 * CLUSTERING * (self.unavoidable + 1.0))
         return max(self.missed + lost + guard - self.permitted_ratio * (self.seen + self.inside), 0.0)
 
     def price_j(self, power_range_w: float, lost: float) -> float:

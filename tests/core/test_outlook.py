@@ -186,9 +186,9 @@ def test_a_miss_has_a_least_price() -> None:
     assert usual_j / 3.0 < prices_j[0] == prices_j[1] < usual_j
 
 
-def price(seen: float, missed: float) -> float:
+def price(seen: float, missed: float, avoidable: float = 0.0) -> float:
     """Of a missed E2E promise of 99 %, beside the usual price."""
-    target, budget = SloTarget(60.0), Budget({Metric.E2E: Tally(seen, missed, 0.01 * seen)})
+    target, budget = SloTarget(60.0), Budget({Metric.E2E: Tally(seen, missed, 0.01 * seen, avoidable)})
     usual_j = Budget().standing(Metric.E2E, target, 0.2, 30.0).price_j(100.0, 0.0)
     return budget.standing(Metric.E2E, target, 0.2, 30.0).price_j(100.0, 0.0) / usual_j
 
@@ -196,6 +196,7 @@ def price(seen: float, missed: float) -> float:
 def test_what_the_default_clock_may_need_is_not_spent() -> None:
     """With 60 of 76 permitted misses made a miss costs a hundred times the usual, with 20 less than it."""
     assert price(7600.0, 20.0) < 1.0 < 100.0 < price(7600.0, 60.0)
+    assert price(7600.0, 60.0) > price(7600.0, 60.0, avoidable=50.0)
 
 
 def test_few_requests_permit_nothing() -> None:

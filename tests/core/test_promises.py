@@ -7,9 +7,11 @@ from math import inf
 
 import pytest
 from blank_page import BLANK
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvwatt.state import EngineSnapshot, Histogram, Metric, Slo, SloTarget
-from kvwattd.promises import Judged, Promises
+from kvwattd.promises import AtTop, Judged, Promises
 from kvwattd.vllm_plugin.wire import Finished
 
 SLO = Slo(SloTarget(1.0, 0.9), SloTarget(0.1, 0.9), SloTarget(10.0, 0.9))
@@ -92,3 +94,26 @@ def test_another_window_starts_empty_and_the_same_one_goes_on() -> None:
     assert promises.budget(1.0, SLO)[Metric.TTFT].seen == 2.0
     promises.over(120.0)
     assert promises.budget(1.0, SLO)[Metric.TTFT].seen == 0.0
+
+
+def test_misses_that_the_top_clock_would_have_made_are_told_apart() -> None:
+    """At half the top clock's speed 12 s would have been 6 s there, in time; 24 s still too late."""
+    promises = Promises(60.0)
+    for second in range(30):
+        promises.on_page(page(float(second), 0.0, 0.0), SLO, Judged((), ()), stretch=2.0)
+    judged = Judged([1.5, 2.5], [done(12.0), done(24.0), done(5.0, decode_s=2.2), done(5.0, decode_s=4.4)])
+    promises.on_page(page(30.0, 0.0, 0.0), SLO, judged, stretch=2.0)
+    told = {m: (t.missed, t.unavoidable) for m, t in promises.budget(30.0, SLO).items()}
+    assert told == {Metric.TTFT: (2.0, 1.0), Metric.TBT: (2.0, 1.0), Metric.E2E: (2.0, 1.0)}
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 2.0), st.floats(0.5, 4.0)), max_size=60), st.floats(0.0, 200.0))
+def test_no_time_is_longer_at_the_top_clock(steps: list[tuple[float, float]], last_s: float) -> None:
+    """Nor shorter than by the largest stretch; the same without any."""
+    top, plain, now_s = AtTop(), AtTop(), 0.0
+    for gone_s, stretch in steps:
+        now_s += gone_s
+        top.on_time(now_s, stretch)
+        plain.on_time(now_s, 1.0)
+    assert last_s / 4.0 - 1e-6 <= top.seconds(last_s) <= last_s + 1e-6
+    assert plain.seconds(last_s) == pytest.approx(last_s, abs=1e-6)
