@@ -122,6 +122,8 @@ def arrivals(crew: Crew, wanted: Mapping[str, int]) -> list[PoolAction]:
         for member in _candidates(crew, kind):
             if missing <= 0:
                 break
+            if any(action.member == member.name for action in out):
+                continue  # it is stopped for another's sake
             blocked_by = _holders(member, held, crew)
             if blocked_by is not None and not blocked_by:
                 _, action = _ORDER[member.status]

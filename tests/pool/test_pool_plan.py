@@ -23,6 +23,7 @@ from kvwatt.pool import (
     PoolState,
     RateSummary,
 )
+from kvwatt.pool_actions import Crew, arrivals
 from kvwatt.pool_plan import plan
 
 KINDS = {
@@ -84,6 +85,17 @@ def test_actions_are_legal_and_within_bounds(case: tuple[PoolState, PoolParams, 
     left = [a for a in made.actions if a.action in DOWN and by_name[a.member].status is MemberStatus.READY]
     assert not left or ready - len(left) >= params.minimum
     assert made == plan(state, KINDS, params, memory)
+
+
+def test_who_is_stopped_for_another_is_not_woken_too() -> None:
+    """One order for a member: the sleeping one goes for the kind that was looked at first."""
+    members = (
+        Member("tp1-0", "tp1", MemberStatus.STOPPED, 0.0, 0, gpus=frozenset(GPUS[:1])),
+        Member("tp2-4", "tp2", MemberStatus.ASLEEP, 0.0, 0, gpus=frozenset(GPUS[:2])),
+    )
+    crew = Crew(1000.0, members, KINDS, PoolParams(1, 4, gpus=4), {}, 4)
+    asked = arrivals(crew, {"tp1": 1, "tp2": 1})
+    assert [(a.member, a.action) for a in asked] == [("tp2-4", ActionKind.DRAIN_TO_STOP)]
 
 
 @settings(max_examples=100, deadline=None)
