@@ -22,7 +22,7 @@ class JudgedRequests(Attainment):
     def restart(self) -> None:
         """Other promises are made: what was judged by those before stays judged."""
 
-    def observe(self, metric: Metric, now_s: float, kept: Attained) -> bool:
+    def observe(self, metric: Metric, now_s: float, kept: Attained, avoidable: float = 0.0) -> bool:
         if not 0.0 <= kept.met <= kept.total < MOST:
             return False
         met, seen = round(1e3 * kept.met), round(1e3 * kept.total)
