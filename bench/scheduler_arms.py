@@ -19,8 +19,8 @@ from vllm_server import REPOSITORY, VllmServer, make_model, running
 from scheduler_counts import SCHEDULER, lognormal
 
 BLOCKS = 128
-# With two layers, on a quiet machine, fewer than 3 of 16 requests in flight were in a step: HTTP, not the engine,
-# was the bottleneck by all signs, and the cache was hardly short.
+# With two layers, on a quiet machine, fewer than 3 of 16 requests in flight were in a step: by all signs
+# HTTP and not the engine was the bottleneck, and the cache was hardly short.
 LAYERS = 8
 VOCABULARY = 500
 FAULT = "this step is left to vLLM's default"
