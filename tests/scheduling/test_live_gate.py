@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from kvwattd.vllm_plugin import ageing, versions
 from kvwattd.vllm_plugin.gate import LEAST_STEPS, Gate, View
 from kvwattd.vllm_plugin.ghost import Ghost
 from kvwattd.vllm_plugin.lengths import Lengths
-from kvwattd.vllm_plugin.pace import DEFAULT_RATIO, RATIO_BOUNDS, Pace, horizon
 from kvwattd.vllm_plugin.promises import breaks
 from kvwattd.vllm_plugin.told import Lengths as ToldLengths
 from kvwattd.vllm_plugin.told import Promises, StepCost, Told
@@ -170,42 +168,13 @@ def test_a_hint_goes_before_both_until_it_is_outlived() -> None:
         assert ageing.hint_tokens(made(2, 1, sampling_params=Sampling({"output_tokens": nonsense}))) is None
 
 
-def test_the_horizon_is_where_recomputing_is_paid_back() -> None:
-    """Twice n c / (1 - c), within bounds; it grows with the request and with the price of its prompt."""
-    assert horizon(900, 0.1, 1, 10_000) == 200
-    assert horizon(10, 0.1, LEAST_STEPS, 256) == LEAST_STEPS
-    assert horizon(100_000, 0.4, LEAST_STEPS, 256) == 256
-
-
 def test_the_horizon_grows_with_the_answer() -> None:
-    """An eighth of the mean memory at least, whatever a preemption costs; a fixed one stays."""
+    """An eighth of the mean memory, within bounds; a fixed one stays."""
     gate = Gate()
     assert gate.horizon_steps(10, 20) == LEAST_STEPS
     assert gate.horizon_steps(32, 1000) == 66
     assert gate.horizon_steps(10, 100_000) == 256
     assert Gate(48).horizon_steps(32, 1000) == 48
-
-
-def test_the_price_of_a_prompt_token_is_learned_from_the_times_of_steps() -> None:
-    """Even where each step's time is told with the next one, as in asynchronous scheduling."""
-    for late in (0, 1):
-        pace, rng, now_s, costs = Pace(), random.Random(1), 0.0, [0.02]
-        assert pace.ratio == DEFAULT_RATIO
-        for _ in range(4000):
-            tokens = rng.choice([0, 0, 0, 0, 0, 300, 800])
-            pace.step(now_s, 10, tokens)
-            costs.append(0.02 + tokens * 1e-4)
-            now_s += costs[-1 - late]
-        assert pace.ratio == pytest.approx(0.05, rel=0.25)
-    assert RATIO_BOUNDS[0] <= Pace().ratio <= RATIO_BOUNDS[1]
-
-
-def test_pauses_teach_nothing() -> None:
-    """A clock that stands still or jumps leaves the price as it is."""
-    pace = Pace()
-    for number in range(400):
-        pace.step(float(number * 5), 10, 100 * (number % 3))
-    assert pace.ratio == DEFAULT_RATIO
 
 
 def test_smallest_first_with_ageing_and_nobody_starves() -> None:

@@ -4,7 +4,6 @@ Who starts should live some steps before the cache overflows: with r the steps t
 runs, and H the horizon, PROJ over min(r, H) must fit. H = 1 is vLLM, which starts whoever fits now and
 preempts him when he does not; H = infinity is the cap ladder with whole reservations, which leaves a
 quarter of the cache empty. At H of a few dozen steps most preemptions are gone and the batch is as large.
-`pace.horizon` says how long is worth it.
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ from typing import Protocol
 from kvwattd.vllm_plugin.ghost import Ghost
 from kvwattd.vllm_plugin.inside import Inside, Newcomer
 from kvwattd.vllm_plugin.lengths import Lengths
-from kvwattd.vllm_plugin.pace import Pace, horizon
 from kvwattd.vllm_plugin.promises import breaks
 from kvwattd.vllm_plugin.told import Told
 
 LOOK = 32  # waiting requests looked at in one step; more rarely start in one
 LEAST_STEPS, MOST_STEPS = 32, 256
-KEPT_EMPTY = 0.125  # least share of a request's mean memory to grow into before an overflow
+KEPT_EMPTY = 0.125  # of a request's mean memory: so much to grow into before an overflow
 HELD_AGAIN = 4  # steps for which a verdict stands while nobody leaves or comes
 
 
@@ -69,26 +67,26 @@ class Totals:
 
 
 class Gate:
-    """Feed `pace` and `lengths`; ask `admissible`. `fixed_steps`: the horizon, instead of a learned one."""
+    """Feed `lengths`; ask `admissible`. `fixed_steps`: the horizon, whatever the request."""
 
     def __init__(self, fixed_steps: int | None = None) -> None:
         if fixed_steps is not None and fixed_steps < 1:
             raise ValueError(f"horizon = {fixed_steps} steps: 1 or more is accepted")
         self._fixed = fixed_steps
         self._verdict = _Verdict()
-        self.lengths, self.pace, self.ghost, self.totals = Lengths(), Pace(), Ghost(), Totals()
+        self.lengths, self.ghost, self.totals = Lengths(), Ghost(), Totals()
         self.last_horizon = fixed_steps or LEAST_STEPS
 
     def horizon_steps(self, tokens: int, left: int) -> int:
         """How long a request of so many tokens, with so many to come, should live.
 
-        Over H steps about H / (its mean memory) of the cache stays empty. The price of a preemption does not
-        grow with the answer, but a fixed H would shrink beside a long one, which then starts again and again.
+        Over H steps about H / (its mean memory) of the cache stays empty, so that a fixed H would empty much
+        of it beside short answers, and shrink beside long ones, which then start again and again. Beyond an
+        eighth hardly a preemption less is had for a smaller batch, however dear recomputing is.
         """
         if self._fixed is not None:
             return self._fixed
-        least = max(LEAST_STEPS, int(KEPT_EMPTY * (tokens + left / 2)))
-        return horizon(tokens, self.pace.ratio, min(least, MOST_STEPS), MOST_STEPS)
+        return min(max(int(KEPT_EMPTY * (tokens + left / 2)), LEAST_STEPS), MOST_STEPS)
 
     def admissible(self, view: View, told: Told | None, wall_s: float) -> int:
         """Length of the longest prefix of the first LOOK waiting that may start now."""

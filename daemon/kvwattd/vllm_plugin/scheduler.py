@@ -13,9 +13,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vllm import __version__ as vllm_version
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -31,11 +31,6 @@ log = logging.getLogger("vllm.kvwatt_scheduler")  # under vLLM's own logger, who
 
 FAULTS_TOLD = 3
 FAULTS_TOLERATED = 100  # in a row; then the plugin stands aside for good
-
-
-class _Step(Protocol):
-    num_scheduled_tokens: Mapping[str, int]
-    total_num_scheduled_tokens: int
 
 
 class _Gated:
@@ -70,7 +65,7 @@ class _Gated:
             step = super().schedule(*args, **kwargs)  # type: ignore[misc]  # vLLM's
         finally:
             setattr(self, self.kvwatt_seats, seats)
-        self._kvwatt_after(step)
+        self._kvwatt_after()
         return step
 
     def _free_request(self, request: Sequenced, *args: object, **kwargs: object) -> object:
@@ -139,11 +134,9 @@ class _Gated:
             queue.remove_request(request)
             queue.prepend_request(request)
 
-    def _kvwatt_after(self, step: _Step) -> None:
+    def _kvwatt_after(self) -> None:
         try:
-            now_s, counts = self.kvwatt_clock(), step.num_scheduled_tokens
-            batch = len(counts)
-            self.kvwatt_gate.pace.step(now_s, batch, step.total_num_scheduled_tokens - batch)
+            now_s = self.kvwatt_clock()
             self.kvwatt_report.step(
                 now_s, self.kvwatt_gate, self.kvwatt_steps, self.kvwatt_faults, self._kvwatt_state(now_s)
             )
