@@ -75,7 +75,7 @@ class GuardChild:
                 max_mhz=policy.ceiling_mhz or ANY_MHZ,
                 lease_s=own.lease_s,
             )
-        except GuardError as error:
+        except (GuardError, OSError) as error:  # OSError: no descriptor, no memory, no room for its folder
             if self._failure != str(error):  # told once, tried for ever
                 log.error("guard: cannot be started: %s", error)
             self._failure = str(error)

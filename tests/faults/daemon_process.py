@@ -50,9 +50,8 @@ class DaemonProcess:
         self._program = program
         self._log = folder / "daemon.log"
         self._process: subprocess.Popen[bytes] | None = None
-        # A connection each: a kept one may be closed by the server at the moment at which it is used again.
-        once = httpx.Limits(max_keepalive_connections=0)
-        self._http = httpx.Client(timeout=CALL_TIMEOUT_S, trust_env=False, limits=once)
+        # Kept open: a daemon that may open no descriptor cannot take another connection.
+        self._http = httpx.Client(timeout=CALL_TIMEOUT_S, trust_env=False)
         self.url = ""
 
     def start(self) -> None:
@@ -133,7 +132,11 @@ class DaemonProcess:
         return True
 
     def get(self, path: str) -> httpx.Response:
-        return self._http.get(self.url + path)
+        try:
+            return self._http.get(self.url + path)
+        except (httpx.ReadError, httpx.RemoteProtocolError):
+            # A kept connection may be closed by the server at the moment at which it is used again.
+            return self._http.get(self.url + path)
 
     def put(self, path: str, body: object, token: str | None = TOKEN) -> httpx.Response:
         return self._http.put(self.url + path, json=body, headers=_bearer(token))
