@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvwatt.attribution import prices_of
+from kvwatt.decaying_rate import DecayingRate
 from kvwatt.kv_budget import KvLoad, Reuse, kv_budget
 from kvwatt.kv_pools import Holding, pools_wanted
 from kvwatt.state import EngineShape, Slo
 from kvwatt.throughput import StepModel
-from kvwatt.traffic import DecayingRate
 from kvwatt_sim.cards import Card
 from kvwatt_sim.day.setting import START_S, STARTING_RATIO, WAKE_S
 from kvwatt_sim.gpu import power_w

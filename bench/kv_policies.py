@@ -10,10 +10,10 @@ import numpy as np
 
 from kvwatt import artifact
 from kvwatt.attribution import prices_of
+from kvwatt.decaying_rate import DecayingRate
 from kvwatt.kv_budget import KvLoad, Reuse, in_flight, kv_budget, reuse_of
 from kvwatt.state import EngineShape, Slo, SloTarget
 from kvwatt.throughput import StepModel
-from kvwatt.traffic import DecayingRate
 from kvwatt_sim.cards import Card
 from kvwatt_sim.demo.model import cached_model
 from kvwatt_sim.prefix.conversations import Hashed, Talk, conversations, volatile

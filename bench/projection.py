@@ -39,12 +39,13 @@ from rich.table import Table
 from bars import Bar, show, write
 from kvwatt import artifact
 from kvwatt.compiled import CompiledModel, compile_model
+from kvwatt.decaying_rate import DecayingRate
 from kvwatt.length_classes import ClassLengths, FinishedRequest
 from kvwatt.pace import ClockPace, PaceCorrection
 from kvwatt.projection import KnownLengths, RequestLengths, project
 from kvwatt.schedule import play
 from kvwatt.state import EngineState
-from kvwatt.traffic import PROMPT_LEVELS, SHORT_LEVELS, DecayingRate, Traffic
+from kvwatt.traffic import PROMPT_LEVELS, SHORT_LEVELS, Traffic
 from kvwatt_sim.demo.model import cached_model
 from kvwatt_sim.engine import Engine, Request
 from kvwatt_sim.traces import TraceRequest, at_rate

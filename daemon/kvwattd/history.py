@@ -64,13 +64,18 @@ class History:
 class Histories:
     """One for each instance that there is."""
 
-    def __init__(self, runs: Callable[[], Mapping[str, InstanceRuntime]], now: Callable[[], float]) -> None:
-        self._runs, self._now = runs, now
+    def __init__(
+        self,
+        runs: Callable[[], Mapping[str, InstanceRuntime]],
+        now: Callable[[], float],
+        period_s: float = PERIOD_S,
+    ) -> None:
+        self._runs, self._now, self._period_s = runs, now, period_s
         self._kept: dict[str, History] = {}
         self._failed = False
 
     async def run(self) -> None:
-        """A point a second until cancelled."""
+        """A point every period until cancelled."""
         while True:
             try:
                 self.take()
@@ -78,7 +83,7 @@ class Histories:
                 if not self._failed:
                     log.exception("history: a point is lost; this is said once")
                 self._failed = True
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(self._period_s)
 
     def take(self) -> None:
         """A point of each instance; those that are gone are forgotten."""

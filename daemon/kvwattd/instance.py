@@ -22,7 +22,7 @@ from kvwattd.instance_parts import ModelSlot, Override, Recorded
 from kvwattd.latency_monitor import LatencyMonitor
 from kvwattd.ledger.holding import HoldoutRun
 from kvwattd.observation import Observation
-from kvwattd.promises import Promises
+from kvwattd.promises import Promises, stretch
 from kvwattd.regime import DECIDES, Facts, Regime, Standing, advance
 from kvwattd.savings import Savings
 from kvwattd.shadow.account import Shadow
@@ -138,20 +138,14 @@ class InstanceRuntime:
             self.shadow.restart()
         forecast = (self.last.chosen or self.last.at_default) if self.last is not None else None
         self.latencies.on_page(page, forecast, self.slo)
-        self.promises.on_page(page, self.slo, self.observation.judged, self._stretch())
+        ours = self.last if self.regime is Regime.ACTIVE and not self.holdout.held else None
+        self.promises.on_page(page, self.slo, self.observation.judged, stretch(ours))
         in_shadow = self.regime is Regime.SHADOW
         budget = follow(self, page) if in_shadow else self.promises.budget(page.observed_s, self.slo)
         self._budget, self._cautious = Budget(budget), self.latencies.cautious(self.slo, budget)
         attribute(self.account, self.observation, self.samples, self.model.compiled)
         if self.savings.due(page.observed_s):
             self._judge_savings(page.observed_s)
-
-    def _stretch(self) -> float:
-        """How many times as long steps take at the clock in force as at the driver's default."""
-        decision = self.last if self.regime is Regime.ACTIVE and not self.holdout.held else None
-        if decision is None or decision.chosen is None or decision.at_default is None:
-            return 1.0
-        return max(decision.chosen.tbt_s / decision.at_default.tbt_s, 1.0)
 
     def _judge_savings(self, now_s: float) -> None:
         seen, compiled, reaction_s = self.observation, self.model.compiled, self.params.reaction_s

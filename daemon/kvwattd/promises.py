@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvwatt.attainment import WINDOW_S, Attained, Attainment, Tally, targets, within
-from kvwatt.state import EngineSnapshot, Histogram, Metric, Slo
+from kvwatt.state import Decision, EngineSnapshot, Histogram, Metric, Slo
 from kvwatt.traffic import difference
 from kvwattd.vllm_plugin.wire import Finished
 
@@ -29,6 +29,13 @@ class Judged:
         if metric is Metric.E2E:
             return [item.e2e_s for item in ended]
         return [item.decode_s / (item.output_tokens - 1) for item in ended if item.output_tokens > 1]
+
+
+def stretch(decision: Decision | None) -> float:
+    """How many times as long steps take at the decision's clock as at the driver's default; None: there."""
+    if decision is None or decision.chosen is None or decision.at_default is None:
+        return 1.0
+    return max(decision.chosen.tbt_s / decision.at_default.tbt_s, 1.0)
 
 
 class AtTop:

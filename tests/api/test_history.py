@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +36,20 @@ def test_nothing_is_known_of_an_instance_before_its_first_point() -> None:
     times_s, columns = Histories(lambda: runs, lambda: 0.0).of("new").read()
     assert times_s.size == 0 and set(columns) == set(COLUMNS)
     assert all(column == [] for column in columns.values())
+
+
+async def test_a_mistake_in_it_ends_nothing_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """What is only looked at must not take the daemon along."""
+
+    def broken() -> dict[str, InstanceRuntime]:
+        raise LookupError("gone")
+
+    task = asyncio.create_task(Histories(broken, lambda: 0.0, period_s=0.001).run())
+    await asyncio.sleep(0.05)
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert caplog.text.count("a point is lost") == 1 and "gone" in caplog.text
 
 
 def test_many_instances_share_the_room() -> None:

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import card, shape
 
+from kvwatt.decaying_rate import DecayingRate
 from kvwatt.lengths import LengthModel
 from kvwatt.state import EngineShape, EngineSnapshot, Histogram
-from kvwatt.traffic import DecayingRate, Interval, TrafficEstimator, aged, interval
+from kvwatt.traffic import Interval, TrafficEstimator, aged, interval
 from kvwatt_sim.engine import Engine, EventKind, Request, TokenEvent
 from kvwatt_sim.replay.plant import VirtualPlant
 from kvwatt_sim.workload import generate

@@ -5,45 +5,25 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from itertools import accumulate
+from typing import Any
+
+from blank_page import BLANK
 
 from kvwatt.state import EngineSnapshot, Histogram
 
 BOUNDS = ((1.0, 10.0, 100.0, 1000.0, float("inf")), (5.0, 50.0, 500.0, float("inf")))
 EMPTY = Histogram(BOUNDS[0], (0.0,) * 5, 0.0, 0.0)
+_COUNTERS = ("prompt_tokens_total", "generation_tokens_total", "requests_finished_total")
+_HISTOGRAMS = ("iterations", "prompt_lengths", "generation_lengths", "ttft_s", "tbt_s", "itl_s", "e2e_s")
+_NOTHING_COUNTED: dict[str, Any] = dict.fromkeys(_HISTOGRAMS, EMPTY)
 
 
 def page(observed_s: float, running: int = 1, steps: float = 0.0, **changes: object) -> EngineSnapshot:
     """A page of an engine that has counted `steps` steps of one token."""
     iterations = Histogram(BOUNDS[0], (steps,) * 5, steps, steps)
-    made = EngineSnapshot(
-        observed_s=observed_s,
-        model_name="sim",
-        engine="0",
-        running=running,
-        waiting=0,
-        waiting_for_capacity=0,
-        kv_usage=0.1,
-        block_size=16,
-        num_blocks=1000,
-        asleep=False,
-        prompt_tokens_total=0.0,
-        prompt_tokens_cached_total=0.0,
-        generation_tokens_total=0.0,
-        preemptions_total=0.0,
-        requests_finished_total=0.0,
-        iterations=iterations,
-        prompt_lengths=EMPTY,
-        generation_lengths=EMPTY,
-        ttft_s=EMPTY,
-        tbt_s=EMPTY,
-        itl_s=EMPTY,
-        e2e_s=EMPTY,
-    )
+    made = replace(BLANK, model_name="sim", kv_usage=0.1, num_blocks=1000, **_NOTHING_COUNTED)
+    made = replace(made, observed_s=observed_s, running=running, iterations=iterations)
     return replace(made, **changes)  # type: ignore[arg-type]
-
-
-_COUNTERS = ("prompt_tokens_total", "generation_tokens_total", "requests_finished_total")
-_HISTOGRAMS = ("iterations", "prompt_lengths", "generation_lengths", "ttft_s", "tbt_s", "itl_s", "e2e_s")
 
 
 def successor(rng: random.Random, old: EngineSnapshot) -> EngineSnapshot:

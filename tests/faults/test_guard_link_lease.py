@@ -56,6 +56,10 @@ async def test_after_a_stall_every_instance_gets_its_clock_again(tmp_path: Path)
             await _until(lambda: [gpus.lock_mhz(i) for i in range(2)] == [(900, 1200)] * 2)
             alive[0] = False  # the tick stalls: no renewal
             await _until(lambda: [gpus.lock_mhz(i) for i in range(2)] == [None, None])
+            link.wish("0", Wish((uuids[0],), 900, 1350), told[0])
+            await asyncio.sleep(LEASE_S)  # rounds in which what a stalled tick wished could be sent
+            assert [call.call for call in gpus.setter_log()].count(SET) == 2
+            link.wish("0", Wish((uuids[0],), 900, None), told[0])
             alive[0] = True
             await _until(lambda: [t.clock_mhz for t in told] == [None, None])
             await asyncio.sleep(2 * RECONNECT_S)  # rounds in which the wish from before could be sent

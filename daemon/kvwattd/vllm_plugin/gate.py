@@ -81,8 +81,8 @@ class Gate:
         """How long a request of so many tokens, with so many to come, should live.
 
         Over H steps about H / (its mean memory) of the cache stays empty, so that a fixed H would empty much
-        of it beside short answers, and shrink beside long ones, which then start again and again. Beyond an
-        eighth hardly a preemption less is had for a smaller batch, however dear recomputing is.
+        of it beside short answers, and shrink beside long ones, which then start again and again. A longer
+        H avoids more preemptions for a smaller batch (docs/scheduling-live.md).
         """
         if self._fixed is not None:
             return self._fixed
