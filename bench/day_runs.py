@@ -29,6 +29,7 @@ from kvwatt_sim.day.traffic import FULL_DAY_S, day_requests, load_rates
 from kvwatt_sim.demo.model import cache_dir
 from kvwatt_sim.replay.scenario import fitted
 from kvwatt_sim.traces import TraceRequest, load_azure
+from kvwattd.whole_file import write_whole
 
 TRACES = Path("../shared/data/traces")
 RATES, AZURE = TRACES / "servegen_24h_rate.csv", TRACES / "AzureLLMInferenceTrace_conv_2023.csv"
@@ -139,9 +140,7 @@ def run(task: Task) -> Row:
     if path.exists():
         return Row(**json.loads(path.read_text(encoding="utf-8")))
     row = _fresh(task)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(asdict(row)), encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, json.dumps(asdict(row)).encode(), durable=False)
     return row
 
 

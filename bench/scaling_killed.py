@@ -105,17 +105,16 @@ async def live(task: Task) -> None:
 
 
 def _deadly_journal(at: Callable[[str, str], None]) -> None:
-    write = journal._write
+    write = journal.write_whole
 
-    def deadly(path: Path, text: str) -> None:
+    def deadly(path: Path, content: bytes) -> None:
         at("journal", "before")
-        if text:
-            path.with_suffix(".tmp").write_text(text[: len(text) // 2])
+        path.with_name(f".{path.name}.half.tmp").write_bytes(content[: len(content) // 2])
         at("journal", "half")
-        write(path, text)
+        write(path, content)
         at("journal", "after")
 
-    journal._write = deadly
+    journal.write_whole = deadly
 
 
 class Nursery:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from kvwatt.artifact import MANIFEST, POWER_TREES, STEP_TREES, ArtifactError, verify
+from kvwattd.whole_file import sync_folder, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +160,7 @@ class VersionStore:
             folder = self._folder / "versions"
             folder.mkdir(parents=True, exist_ok=True)
             artifact.rename(folder / str(number))
-            _sync(folder)
+            sync_folder(folder)
             self._point(Current(number=number, base_sha256=record.base_sha256))
             self._prune(number)
             return number
@@ -229,17 +228,4 @@ def _read(path: Path) -> bytes:
 
 
 def _write(path: Path, document: _Document) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-", delete=False) as file:
-        file.write(document.model_dump_json(indent=2).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_whole(path, document.model_dump_json(indent=2).encode())

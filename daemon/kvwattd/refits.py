@@ -31,6 +31,7 @@ from kvwattd.instance import InstanceRuntime
 from kvwattd.learning import Learner
 from kvwattd.model_versions import Record, Version, VersionError, VersionStore
 from kvwattd.refit_worker import JOB, MODEL, RESULT, Job, Result, Shape
+from kvwattd.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -222,9 +223,7 @@ async def run_worker(folder: Path, deadline_s: float = DEADLINE_S, module: str =
 
 def _keep_samples(path: Path, kept: Kept) -> None:
     """So that a restart does not forget them."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(kept.model_dump_json(), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, kept.model_dump_json().encode(), durable=False)
 
 
 def restored(store: VersionStore) -> tuple[Kept, int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kvwattd.api.schemas import ModeSetView, SettingsView, SloSetView
 from kvwattd.config import Config, Mode
+from kvwattd.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,8 @@ class SettingsFile:
             return
         async with self._writing:
             try:
-                await asyncio.to_thread(_write, self._path, self.current.model_dump_json(indent=1))
+                content = self.current.model_dump_json(indent=1).encode()
+                await asyncio.to_thread(write_whole, self._path, content)
                 self.last_error = None
             except OSError as error:
                 self._alarm(f"{self._path} cannot be written: {error.strerror}; a restart forgets the change")
@@ -105,14 +106,3 @@ def _told(error: Exception) -> str:
         first = error.errors()[0]
         return f"{'.'.join(str(part) for part in first['loc']) or 'the file'}: {first['msg']}"
     return str(error)
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing: a crash or a full disk leaves the file as it was."""
-    partial = path.with_suffix(".tmp")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 from gpu_scripts import answer, gpu_spec
 
 from kvwatt_sim.nvml.build import NvmlLibs, build
@@ -216,14 +217,14 @@ def test_parking(play: Callable[[str], Any]) -> None:
 
 def test_with_real_processes(play: Callable[[str], Any]) -> None:
     """A simulated vLLM as a child: loading, up, asleep, stopped, and what its GPU is meanwhile."""
-    found = play("""
+    found = play(
+        """
     import tempfile
     from kvwattd.instances.backend import Withdrawn
     from kvwattd.instances.process import Launch, ProcessBackend
     from kvwattd.instances.vllm_sleep import SleepBackend
-    import socket, time
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    import time
+    port = PORT
     command = (sys.executable, "-m", "kvwatt_sim.server", "--card", "l20", "--state", sys.argv[1],
                "--gpu", "1", "--port", str(port), "--start-s", "0.5")
     one = placement({"a": Need((UUIDS[1],)), "b": Need((UUIDS[1],))})
@@ -234,7 +235,8 @@ def test_with_real_processes(play: Callable[[str], Any]) -> None:
     seen = []
 
     async def until(wanted, gpu):
-        for _ in range(2000):
+        until_s = time.monotonic() + 90.0
+        while time.monotonic() < until_s:
             state, use = (await backend.states())["a"], (await one.look())[UUIDS[1]]
             if (state, use.state) == (wanted, gpu):
                 asleep = ["a"] if state == "asleep" else []
@@ -262,7 +264,8 @@ def test_with_real_processes(play: Callable[[str], Any]) -> None:
     await until("stopped", "free")
     await backend.close(); one.close()
     return seen
-    """)
+    """.replace("PORT", str(free_port()))
+    )
     stopped, up, refused, asleep, again = found
     assert stopped == again == ["stopped", "free", [], [UUIDS[1]]]
     assert up == ["running", "busy", ["a"], []]

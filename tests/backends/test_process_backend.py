@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kvwattd.instances import process_record
 from kvwattd.instances.backend import BackendError, BackendState, Cause, Withdrawn
 from kvwattd.instances.process import Launch, ProcessBackend
 from kvwattd.instances.process_child import LOCK_PATIENCE_S
@@ -41,6 +42,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     for member in ("a", "b"):
         for pid in Records((tmp_path / "instances").resolve(), member).processes():
             os.kill(pid, signal.SIGKILL)
+
+
+def records_of_another(folder: Path) -> Records:
+    """The records as another kvwatt of the same host has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Records(folder.resolve(), "a")
 
 
 async def until(backend: ProcessBackend, member: str, wanted: BackendState) -> None:
@@ -164,6 +171,22 @@ async def test_two_owners_at_once(folder: Path) -> None:
     for owner in owners:
         await owner.states()
         await owner.close()
+
+
+async def test_a_start_in_the_midst_of_anothers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits until the other is over; one that does not come to an end is told, and nothing is started."""
+    backend = ProcessBackend(folder, {"a": SLEEP})
+    assert (await backend.states())["a"] is BackendState.STOPPED
+    records = records_of_another(folder)
+    with records.starting():
+        monkeypatch.setattr(process_record, "STARTING_PATIENCE_S", 0.05)
+        assert "another kvwatt is starting it" in str(await refused(backend.start("a")))
+        monkeypatch.undo()
+        waiting = asyncio.create_task(backend.start("a"))
+        await asyncio.sleep(0.1)
+        assert not waiting.done() and not records.processes()
+    await waiting
+    await until(backend, "a", BackendState.RUNNING)
 
 
 @pytest.mark.parametrize(

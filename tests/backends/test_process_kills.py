@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -59,7 +60,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     """Nothing of it is left running, whatever a test did."""
     yield tmp_path
     for pid in Records(tmp_path, MEMBER).processes():
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 async def until(backend: ProcessBackend, wanted: BackendState, *, again: str) -> None:
@@ -98,10 +100,9 @@ async def test_killed_while_starting(owners: Owners, folder: Path) -> None:
         died += owners.act(folder, "start", at)[1]
         backend = ProcessBackend(folder, {MEMBER: LAUNCH})
         await until(backend, BackendState.RUNNING, again="start")
-        for _ in range(500):  # until it has become its program
-            if servers(folder):
-                break
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(DEADLINE_S):
+            while not servers(folder):  # noqa: ASYNC110  # until it has become its program
+                await asyncio.sleep(0.01)
         await asyncio.sleep(0.03)  # for whatever else may still come
         assert len(servers(folder)) == 1, f"line event {at}"
     assert died >= lines // STRIDE - 3, "the count of lines differs a little from run to run, no more"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvwattd.instances.backend import BackendState
-from kvwattd.instances.process_record import Facts, Running, Start, Stop
+from kvwattd.instances.process_facts import Facts, Running, Start, Stop
 from kvwattd.instances.process_state import Judged, StopLimits, Todo, judge
 
 BOOT = "this"

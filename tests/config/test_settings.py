@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,9 @@ def started(path: Path | None, configured: Config) -> tuple[Daemon, Control]:
     return daemon, Control(daemon)
 
 
-def block(path: Path) -> None:
-    """Make writing there fail."""
-    path.symlink_to("/dev/full")
+def full(descriptor: int) -> None:
+    """A disk that has no room left."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 async def test_mode_and_promises_outlive_a_restart_and_say_who_set_them(tmp_path: Path) -> None:
@@ -119,13 +121,15 @@ async def test_setting_the_mode_anew_ends_the_alarm(tmp_path: Path) -> None:
     assert daemon.mode is Mode.ACTIVE
 
 
-async def test_a_disk_that_cannot_be_written_stops_no_change(tmp_path: Path) -> None:
+async def test_a_disk_that_cannot_be_written_stops_no_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The change is in force, the alarm says that a restart forgets it, and the old file is whole."""
     path = tmp_path / "settings.json"
     daemon, control = started(path, config())
     await control.set_mode(ModeView(mode=Mode.ACTIVE), "operator")
     before = path.read_bytes()
-    block(path.with_suffix(".tmp"))
+    monkeypatch.setattr(os, "fsync", full)
     await control.set_mode(ModeView(mode=Mode.OFF), "operator")
     assert daemon.mode is Mode.OFF and path.read_bytes() == before
     assert control.settings().errors_total == 1

@@ -26,6 +26,7 @@ from kvwattd.instance import InstanceRuntime
 from kvwattd.model_versions import VersionStore
 from kvwattd.refit_worker import Shape
 from kvwattd.refits import run_worker
+from kvwattd.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -155,9 +156,7 @@ def _take_over(folder: Path, failure: str | None, kept: Kept) -> tuple[Result, K
         if result.outcome == "promoted":
             told |= {"model": (folder / "job" / MODEL).read_text(encoding="utf-8")}
         kept = kept.model_copy(update=told)
-    partial = folder / f"{KEPT}.tmp"
-    partial.write_text(kept.model_dump_json(), encoding="utf-8")
-    partial.replace(folder / KEPT)
+    write_whole(folder / KEPT, kept.model_dump_json().encode())
     return result, kept
 
 

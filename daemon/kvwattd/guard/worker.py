@@ -69,6 +69,8 @@ class DeadlineWorker:
             async with asyncio.timeout(deadline_s):
                 return await asyncio.shield(job.future)
         except TimeoutError:
+            if job.future.done() and not isinstance(job.error, TimeoutError):
+                return job.future.result()  # it came in time: late was this loop, which stood still
             raise CallTimeoutError(self._name, deadline_s, started=self._abandon(job)) from None
         except asyncio.CancelledError:
             self._abandon(job)

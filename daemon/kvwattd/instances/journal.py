@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kvwattd.instances.scaler_record import Goal
+from kvwattd.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,8 @@ class Journal:
     async def _replace(self, path: Path, wanted: Entries) -> None:
         if wanted == self._kept and self.last_error is None:
             return
-        self._writing = asyncio.create_task(asyncio.to_thread(_write, path, wanted.model_dump_json()))
+        text = wanted.model_dump_json().encode()
+        self._writing = asyncio.create_task(asyncio.to_thread(write_whole, path, text))
         try:
             await asyncio.shield(self._writing)
             self._kept, self.last_error = wanted, None
@@ -112,14 +113,3 @@ class Journal:
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(MAX_BYTES)
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing: a crash or a full disk leaves the file as it was."""
-    partial = path.with_suffix(".tmp")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

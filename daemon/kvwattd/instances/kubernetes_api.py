@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -70,6 +71,7 @@ class KubeApi:
         self._context = context
         self._timeout_s = timeout_s
         self._client: Any = None
+        self._connecting = threading.Lock()  # each object is asked for from a thread of its own
 
     def read(self, target: Target) -> Mapping[str, Any]:
         """The whole object, for its status. Raises BackendError."""
@@ -134,20 +136,24 @@ class KubeApi:
         return self._module("client").CoreV1Api(self._connected())
 
     def _connected(self) -> Untyped:
-        if self._client is None:
-            client, config = self._module("client"), self._module("config")
-            settings = client.Configuration()
-            try:
-                if self._kubeconfig is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
-                    config.load_incluster_config(client_configuration=settings)
-                else:
-                    path = str(self._kubeconfig) if self._kubeconfig else None
-                    config.load_kube_config(path, context=self._context, client_configuration=settings)
-            except (config.ConfigException, OSError, ValueError, TypeError) as error:
-                raise BackendError(Cause.UNREACHABLE, f"kubeconfig: {error}") from None
-            settings.retries = False  # a call that hangs must not hang three times
-            self._client = client.ApiClient(settings)
-        return self._client
+        with self._connecting:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+    def _connect(self) -> Untyped:
+        client, config = self._module("client"), self._module("config")
+        settings = client.Configuration()
+        try:
+            if self._kubeconfig is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
+                config.load_incluster_config(client_configuration=settings)
+            else:
+                path = str(self._kubeconfig) if self._kubeconfig else None
+                config.load_kube_config(path, context=self._context, client_configuration=settings)
+        except (config.ConfigException, OSError, ValueError, TypeError) as error:
+            raise BackendError(Cause.UNREACHABLE, f"kubeconfig: {error}") from None
+        settings.retries = False  # a call that hangs must not hang three times
+        return client.ApiClient(settings)
 
     @staticmethod
     def _module(name: str) -> Untyped:

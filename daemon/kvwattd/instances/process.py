@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from kvwattd.guard.worker import CallTimeoutError, DeadlineWorker
 from kvwattd.instances.backend import BackendError, BackendState, Cause, Withdrawn
+from kvwattd.instances.process_facts import RecordError
 from kvwattd.instances.process_keeper import ProcessKeeper
 from kvwattd.instances.process_launch import Launch
-from kvwattd.instances.process_record import RecordError
 from kvwattd.instances.process_state import Judged, StopLimits
 
 __all__ = ["Launch", "ProcessBackend"]

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from kvwattd.instances import process_child
 from kvwattd.instances.backend import BackendError, BackendState, Cause
+from kvwattd.instances.process_facts import RecordError, Start, Stop
 from kvwattd.instances.process_launch import Launch, environment, expand, spawn
-from kvwattd.instances.process_record import RecordError, Records, Start, Stop, marked, marker_of, send
+from kvwattd.instances.process_record import Records
+from kvwattd.instances.process_scan import marked, marker_of, send
 from kvwattd.instances.process_state import Judged, StopLimits, Todo, judge
 
 _RESCAN_S = 30.0  # how often to look for processes without a record
@@ -119,6 +121,10 @@ class ProcessKeeper:
     def start(self, member: str, launch: Launch, gpus: Sequence[str]) -> None:
         """A process on these GPUs, unless one has got there meanwhile."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        with self._records[member].starting():
+            self._start(member, launch, gpus)
+
+    def _start(self, member: str, launch: Launch, gpus: Sequence[str]) -> None:
         records = self._records[member]
         records.remove("start")  # a start of an earlier kvwatt's that has not got to its lock now never will
         facts = records.facts()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvwattd.instances.process_record import FOLDER_VARIABLE, MEMBER_VARIABLE
+from kvwattd.instances.process_scan import FOLDER_VARIABLE, MEMBER_VARIABLE
 
 PLACEHOLDER = re.compile(r"\{(name|gpus|gpu_count)\}")
 # kvwatt's own talk with systemd: an instance that inherits it would speak for kvwatt.

@@ -1,74 +1,30 @@
-"""What is written down about one process instance, and whether it still runs. Blocking.
+"""What is written down about one process instance. Blocking.
 
-Four small files per member, each with one writer: `start` (the intent, by kvwatt), `pid` (by the instance
-itself, see process_child), `stop` (by kvwatt, before the first signal) and `failed` (why it is not up). The
-`lock` is held by the instance as long as it lives.
+Four small files per member: `start` (the intent, by kvwatt), `pid` (by the instance itself, see
+process_child), `stop` (by kvwatt, before the first signal) and `failed` (why it is not up). Each is replaced
+as a whole: more than one kvwatt may be there. The `lock` is held by the instance as long as it lives, `asked`
+by a kvwatt for the moment in which it starts one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
-import signal
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from kvwattd.instances import process_child
+from kvwattd.instances.process_facts import Facts, RecordError, Running, Start, Stop
+from kvwattd.instances.process_scan import is_alive, marked, marker
+from kvwattd.whole_file import write_whole
 
 T = TypeVar("T")
-MEMBER_VARIABLE = "KVWATT_MEMBER"
-FOLDER_VARIABLE = "KVWATT_MEMBER_FOLDER"
+STARTING_PATIENCE_S = 2.0  # another's start is over in milliseconds
 _MAX_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A start was asked for. `at_s`: monotonic, comparable within one boot."""
-
-    nonce: str
-    at_s: float
-    boot_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """The process: a number, and when it began, since numbers come again."""
-
-    pid: int
-    ticks: int
-    boot_id: str
-    nonce: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """A stop was asked for; `terminated` once SIGTERM was sent."""
-
-    at_s: float
-    boot_id: str
-    terminated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """All that is known of one member at one moment."""
-
-    start: Start | None
-    running: Running | None
-    stop: Stop | None
-    failed: str | None
-    locked: bool  # somebody holds the lock
-    alive: bool  # the process of `running` exists and is no zombie
-    leftovers: frozenset[int] = (
-        frozenset()
-    )  # processes of the member besides; looked for once it has ended or is to end
-
-
-class RecordError(Exception):
-    """A record cannot be read or written: then nothing is known of the member."""
 
 
 class Records:
@@ -97,6 +53,27 @@ class Records:
             alive=alive,
             leftovers=self.processes() if ended else frozenset(),
         )
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """One kvwatt at a time: between one's look and its intent another's instance may say who it is.
+
+        Raises RecordError where another does not come to an end.
+        """
+        path = self._path("asked")
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise RecordError(f"{path}: {error.strerror}") from None
+        try:
+            until_s = time.monotonic() + STARTING_PATIENCE_S
+            while not _taken(descriptor):
+                if time.monotonic() > until_s:
+                    raise RecordError(f"{path}: another kvwatt is starting it and does not come to an end")
+                time.sleep(0.01)
+            yield
+        finally:
+            os.close(descriptor)
 
     def intend(self, start: Start) -> None:
         """A new start, and nothing of an earlier one, which must be over. Raises RecordError."""
@@ -172,16 +149,10 @@ class Records:
             raise RecordError(f"{path}: not a record of ours; remove it when the instance is down") from None
 
     def _save(self, kind: str, record: Start | Stop | _Failed) -> None:
-        path = self._path(kind)
-        temporary = path.with_name(f"{path.name}.new")
         try:
-            with temporary.open("w") as file:
-                json.dump(asdict(record), file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            write_whole(self._path(kind), json.dumps(asdict(record)).encode())
         except OSError as error:
-            raise RecordError(f"{path}: cannot write: {error.strerror}") from None
+            raise RecordError(f"{self._path(kind)}: cannot write: {error.strerror}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,65 +160,16 @@ class _Failed:
     reason: str
 
 
+def _taken(descriptor: int) -> bool:
+    """Whether the lock is ours now; it goes with the descriptor."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _is_a(value: object, annotation: str) -> bool:
     if annotation == "float":
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value).__name__ == annotation
-
-
-def marker(folder: Path, member: str) -> tuple[str, str]:
-    """What every process of a member carries in its environment."""
-    return str(folder), member
-
-
-def marked() -> Iterator[tuple[int, tuple[str, str]]]:
-    """Processes of instances of any folder that this user may look at; blocking, a few milliseconds."""
-    for name in os.listdir("/proc"):  # noqa: PTH208  # a tenth of the time of iterdir
-        if name.isdigit() and (found := marker_of(int(name))) is not None:
-            yield int(name), found
-
-
-def marker_of(pid: int) -> tuple[str, str] | None:
-    """None where it is none of ours, has gone, or belongs to somebody whose processes we may not see."""
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-        if MEMBER_VARIABLE.encode() not in environment or _is_zombie(pid):
-            return None
-    except OSError:
-        return None
-    found = dict(item.partition(b"=")[::2] for item in environment.split(b"\0"))
-    folder, member = found.get(FOLDER_VARIABLE.encode()), found.get(MEMBER_VARIABLE.encode())
-    return None if folder is None or member is None else (os.fsdecode(folder), os.fsdecode(member))
-
-
-def is_alive(running: Running) -> bool:
-    """Whether exactly that process exists. A boot ends all; a hidden boot id leaves it to the ticks."""
-    current = process_child.boot_id()
-    if current and running.boot_id and current != running.boot_id:
-        return False
-    try:
-        return process_child.start_ticks(running.pid) == running.ticks and not _is_zombie(running.pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    except (OSError, ValueError, IndexError) as error:
-        raise RecordError(f"/proc/{running.pid}/stat: {error}") from None
-
-
-def send(running: Running, number: signal.Signals) -> None:
-    """To that process or, where it is gone, to nobody: the descriptor is taken before the look."""
-    try:
-        descriptor = os.pidfd_open(running.pid)
-    except ProcessLookupError:
-        return
-    try:
-        if is_alive(running):
-            signal.pidfd_send_signal(descriptor, number)
-    except ProcessLookupError:
-        return
-    finally:
-        os.close(descriptor)
-
-
-def _is_zombie(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat").read_bytes()
-    return stat.rpartition(b")")[2].split()[0] in (b"Z", b"X")

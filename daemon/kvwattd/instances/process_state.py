@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum, auto
 
 from kvwattd.instances.backend import BackendState
-from kvwattd.instances.process_record import Facts
+from kvwattd.instances.process_facts import Facts
 
 # From the intent to the record of the process: the interpreter of the last lines has to start.
 START_GRACE_S = 10.0

@@ -24,6 +24,7 @@ from kvwatt.compiled import CompiledModel
 from kvwattd.instance import InstanceRuntime
 from kvwattd.pool.capacity_worker import JOB, MODEL, TABLE, Job, Promise, Shape, Table, save_model
 from kvwattd.pool.minutes import Minutes
+from kvwattd.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ async def made_by_worker(folder: Path, job: Job, compiled: CompiledModel, digest
 
 def _write(folder: Path, job: Job, compiled: CompiledModel) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / JOB).write_text(job.model_dump_json(), encoding="utf-8")
+    write_whole(folder / JOB, job.model_dump_json().encode(), durable=False)
     save_model(compiled, columns_of(compiled), folder / MODEL)
 
 

@@ -18,6 +18,7 @@ from kvwatt.compiled import CompiledModel
 from kvwatt.queueing import InstanceQueue, MixedQueue, Regime, capacity_table
 from kvwatt.queueing_demand import Demand, lengths
 from kvwatt.state import EngineShape, Slo, SloTarget
+from kvwattd.whole_file import write_whole
 
 JOB, MODEL, TABLE = "job.json", "model.npz", "table.json"
 
@@ -137,9 +138,7 @@ def main(folder: Path, digest: str) -> None:
     os.nice(19)
     job = Job.model_validate_json((folder / JOB).read_bytes())
     made = make(load_model(folder / MODEL, job), job, digest)
-    partial = folder / f"{TABLE}.tmp"
-    partial.write_text(made.model_dump_json(), encoding="utf-8")
-    partial.replace(folder / TABLE)
+    write_whole(folder / TABLE, made.model_dump_json().encode(), durable=False)
 
 
 if __name__ == "__main__":

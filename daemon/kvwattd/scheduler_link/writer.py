@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from kvwattd.instance import InstanceRuntime
 from kvwattd.scheduler_link.config import SchedulerConfig
 from kvwattd.scheduler_link.message import budget_of, lengths_of, promises_of
 from kvwattd.vllm_plugin.told import VERSION, Message, Told
+from kvwattd.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class SchedulerLink:
         try:
             if self._mode() is Mode.ACTIVE:
                 content = msgspec.json.encode(self.message())
-                await asyncio.to_thread(_replace, path, content)
+                await asyncio.to_thread(write_whole, path, content, mode=FILE_MODE, durable=False)
             else:
                 await asyncio.to_thread(path.unlink, missing_ok=True)
         except Exception as error:  # whatever it is, vLLM serves on and this is tried again
@@ -100,11 +100,3 @@ class SchedulerLink:
             age_s=config.age_s,
             promises=promises,
         )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """All or nothing, as a reader sees it. Raises OSError."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_bytes(content)
-    new.chmod(FILE_MODE)
-    new.replace(path)
