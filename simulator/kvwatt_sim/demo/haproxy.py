@@ -55,7 +55,7 @@ def find() -> tuple[str, dict[str, str]] | None:
     installed = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
     if installed:
         return installed, {}
-    root = cache_dir() / "haproxy" / "root"
+    root = cache_dir() / "debian-haproxy"
     program = root / "usr" / "sbin" / "haproxy"
     if not program.is_file():
         return None
