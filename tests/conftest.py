@@ -8,6 +8,7 @@ A test that fails while the machine stands still is run once more (support/stall
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -31,5 +32,7 @@ pytest_plugins = ["stall_repeats"]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hypothesis draws numbers from the source of all modules loaded so far: that depends on the order."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a run in a shell's background: its children too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--hypothesis-profile", None) in (None, SAME):
         providers.is_local_module_file = lambda path: False

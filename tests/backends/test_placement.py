@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from free_ports import free_port
 from gpu_scripts import answer, gpu_spec
 
 from kvwatt_sim.nvml.build import NvmlLibs, build
 from kvwatt_sim.nvml.spec import demo_uuid
+from kvwatt_sim.ports import free_ports
 
 UUIDS = [demo_uuid(index) for index in range(4)]
 
@@ -264,7 +264,7 @@ def test_with_real_processes(play: Callable[[str], Any]) -> None:
     await until("stopped", "free")
     await backend.close(); one.close()
     return seen
-    """.replace("PORT", str(free_port()))
+    """.replace("PORT", str(free_ports(1)[0]))
     )
     stopped, up, refused, asleep, again = found
     assert stopped == again == ["stopped", "free", [], [UUIDS[1]]]

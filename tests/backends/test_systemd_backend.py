@@ -92,7 +92,7 @@ def test_states(active: str, load: str, sub: str, job: str, state: BackendState)
 @pytest.mark.parametrize(
     "script",
     [
-        "sleep 600",
+        "sleep 99",
         "exit 1",
         "echo 'Failed to connect to bus' >&2; exit 1",
         "echo nonsense",

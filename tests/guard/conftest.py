@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from gpu_scripts import gpu_spec
-from guard_stage import GuardStage
+from guard_stage import HANG_S, PATIENCE_S, GuardStage
 
 from kvwatt_sim.nvml.build import NvmlLibs, build, env_for
 from kvwatt_sim.nvml.control import SimGpus
@@ -43,10 +43,16 @@ def stage(gpus: SimGpus, guard_libs: NvmlLibs, tmp_path: Path) -> Iterator[Guard
 
 
 @pytest.fixture
+def hang(stage: GuardStage) -> None:
+    """For `usefixtures`: a call of the driver that does not come back is given up soon."""
+    stage.nvml_deadline_s = HANG_S
+
+
+@pytest.fixture
 async def client(stage: GuardStage) -> AsyncIterator[GuardClient]:
     """A controller of a running guard."""
     await stage.start()
-    made = GuardClient(stage.socket, timeout_s=5.0)
+    made = GuardClient(stage.socket, timeout_s=PATIENCE_S)
     await made.connect()
     yield made
     await made.close()
@@ -58,7 +64,7 @@ from pathlib import Path
 from kvwattd.guard.client import GuardClient
 
 async def main():
-    client = GuardClient(Path(sys.argv[1]), timeout_s=5.0)
+    client = GuardClient(Path(sys.argv[1]), timeout_s=60.0)
     await client.connect()
     await client.set_clocks(sys.argv[2:], 300, 1200)
     print("SET", flush=True)

@@ -17,6 +17,11 @@ from kvwattd.guard.protocol import GuardError, Role
 
 UUIDS = [demo_uuid(index) for index in range(4)]
 PATIENCE_S = 90.0
+# A lease that no test waits for, and a driver that is given its time on a busy machine: tests in which a
+# lease ends or a call hangs say so.
+LEASE_S = 20.0
+NVML_DEADLINE_S = 10.0
+HANG_S = 1.2  # `GuardStage.nvml_deadline_s` of tests in which a call never comes back
 
 
 async def eventually(holds: Callable[[], bool], what: str) -> None:
@@ -39,18 +44,18 @@ class GuardStage:
         self.state_file = folder / "state.json"
         self.environment = {**os.environ, **environment}
         self.uuids = uuids
+        self.nvml_deadline_s = NVML_DEADLINE_S
         self._running: list[subprocess.Popen[str]] = []
 
-    def arguments(self, *extra: str, lease_s: float = 2.0) -> list[str]:
+    def arguments(self, *extra: str, lease_s: float = LEASE_S) -> list[str]:
         flags = ["--socket", str(self.socket), "--state-file", str(self.state_file)]
         flags += ["--min-mhz", "300", "--max-mhz", "2400", "--lease-s", str(lease_s)]
-        # More patience than in service: the test machine may be busy with other things.
-        flags += ["--nvml-deadline-s", str(min(0.8, lease_s))]
+        flags += ["--nvml-deadline-s", str(min(self.nvml_deadline_s, lease_s))]
         for uuid in self.uuids:
             flags += ["--gpu", uuid]
         return [sys.executable, "-m", "kvwattd.guard", *flags, *extra]
 
-    def launch(self, *extra: str, lease_s: float = 2.0, **env: str) -> subprocess.Popen[str]:
+    def launch(self, *extra: str, lease_s: float = LEASE_S, **env: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             self.arguments(*extra, lease_s=lease_s),
             env={**self.environment, **env},
@@ -60,7 +65,7 @@ class GuardStage:
         self._running.append(process)
         return process
 
-    async def start(self, *extra: str, lease_s: float = 2.0, **env: str) -> subprocess.Popen[str]:
+    async def start(self, *extra: str, lease_s: float = LEASE_S, **env: str) -> subprocess.Popen[str]:
         """A guard that answers."""
         process = self.launch(*extra, lease_s=lease_s, **env)
         until_s = time.monotonic() + PATIENCE_S

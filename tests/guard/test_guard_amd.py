@@ -19,7 +19,7 @@ import pytest
 import test_guard_clocks
 import test_guard_lease
 import test_guard_watch
-from guard_stage import GuardStage
+from guard_stage import PATIENCE_S, GuardStage
 
 from kvwatt_sim.amd.build import CSRC, SOURCES, STATE_CSRC, amd_uuid, build, env_for
 from kvwatt_sim.nvml.build import compile_library, compiler
@@ -89,7 +89,7 @@ async def test_a_gpu_that_another_program_holds_is_not_set(stage: GuardStage) ->
     """Its range is hidden by that program's limits: refused, and nothing is written."""
     stage.gpus.request_lock(0, (600, 600))
     await stage.start()
-    client = GuardClient(stage.socket, timeout_s=5.0)
+    client = GuardClient(stage.socket, timeout_s=PATIENCE_S)
     await client.connect()
     with pytest.raises(GuardError, match="another program sets its clocks") as refused:
         await client.set_clocks(UUIDS[:1], 300, 1200)

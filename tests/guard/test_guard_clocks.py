@@ -136,6 +136,7 @@ async def test_failed_reset_is_retried(client: GuardClient, stage: GuardStage) -
     await eventually(lambda: stage.locks()[0] is None, "the reset of GPU 0 succeeds")
 
 
+@pytest.mark.usefixtures("hang")
 async def test_hung_setter(client: GuardClient, stage: GuardStage) -> None:
     """A setter that hangs fails its group only: the other GPUs stay controllable and the guard answers."""
     stage.gpus.inject(0, Fault(call=SET, hang_s=60.0, count=1))
@@ -149,6 +150,7 @@ async def test_hung_setter(client: GuardClient, stage: GuardStage) -> None:
     assert (await refusal(client, UUIDS[:1], 300, 900)).code == Code.HUNG
 
 
+@pytest.mark.usefixtures("hang")
 async def test_late_setter_is_undone(client: GuardClient, stage: GuardStage) -> None:
     """A set that hung and takes effect after all is undone when it comes back."""
     stage.gpus.inject(0, Fault(call=SET, hang_s=60.0, count=1))

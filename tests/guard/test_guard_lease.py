@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from guard_stage import UUIDS, GuardStage, eventually
+from guard_stage import PATIENCE_S, UUIDS, GuardStage, eventually
 
 from kvwatt_sim.nvml.control import Fault
 from kvwattd.guard.client import GuardClient
@@ -44,17 +44,17 @@ async def test_stop_of_the_controller(stage: GuardStage, controller: Controller)
 
 async def test_renewal_keeps_the_clocks(stage: GuardStage, controller: Controller) -> None:
     """A renewed lease never ends: several lease times later nothing has been reset."""
-    await stage.start(lease_s=0.5)
+    await stage.start(lease_s=1.0)
     controller()
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(2.2)
     assert stage.locks() == [(300, 1200), (300, 1200), None, None]
     assert not stage.resets()
 
 
 async def test_expired_controller_learns_of_it(stage: GuardStage) -> None:
     """After its lease ended a controller is told at the next renewal, and may set anew."""
-    await stage.start(lease_s=0.4)
-    client = GuardClient(stage.socket, timeout_s=5.0)
+    await stage.start(lease_s=1.5)
+    client = GuardClient(stage.socket, timeout_s=PATIENCE_S)
     await client.connect()
     await client.set_clocks(UUIDS[:1], 300, 1200)
     await eventually(lambda: stage.locks() == DEFAULT, "clocks at default")
@@ -127,6 +127,7 @@ async def test_reset_recorded_that_fails(client: GuardClient, stage: GuardStage)
     assert json.loads(stage.state_file.read_text())["gpus"] == [UUIDS[0]]
 
 
+@pytest.mark.usefixtures("hang")
 async def test_record_precedes_the_set(client: GuardClient, stage: GuardStage) -> None:
     """While a set is on its way to the driver its GPUs are already on record."""
     stage.gpus.inject(0, Fault(call=SET, hang_s=60.0, count=1))
@@ -144,7 +145,7 @@ async def test_record_precedes_the_set(client: GuardClient, stage: GuardStage) -
 async def test_no_record_no_set(stage: GuardStage) -> None:
     """When the record cannot be written no clock is set."""
     await stage.start()
-    client = GuardClient(stage.socket, timeout_s=5.0)
+    client = GuardClient(stage.socket, timeout_s=PATIENCE_S)
     await client.connect()
     stage.state_file.unlink(missing_ok=True)
     stage.state_file.mkdir()  # a rename over a directory fails, also for root
@@ -185,12 +186,18 @@ async def test_hung_gpu_does_not_hold_up_the_lease(stage: GuardStage, controller
     await eventually(lambda: stage.locks() == DEFAULT, "GPU 0 follows when its driver answers again")
 
 
+@pytest.mark.usefixtures("hang")
 async def test_hung_set_then_kill(client: GuardClient, stage: GuardStage) -> None:
     """A controller that leaves while its set hangs: the set is undone when it comes back."""
     await client.set_clocks(UUIDS[1:2], 300, 900)
     stage.gpus.inject(0, Fault(call=SET, hang_s=60.0, count=1))
     pending = asyncio.ensure_future(client.set_clocks(UUIDS[:1], 300, 1200))
-    await asyncio.sleep(0.1)
+    watcher = GuardClient(stage.socket, timeout_s=PATIENCE_S)
+    await watcher.connect(Role.STATUS)
+    async with asyncio.timeout(PATIENCE_S):
+        while (await watcher.status()).gpus[0].target_mhz is None:  # noqa: ASYNC110  # another process
+            await asyncio.sleep(0.02)
+    await watcher.close()
     pending.cancel()
     await client.close()
     await eventually(lambda: stage.locks()[1] is None, "GPU 1 at default")
@@ -205,7 +212,7 @@ async def test_gpu_lost_and_back(client: GuardClient, stage: GuardStage) -> None
     stage.gpus.inject(0, Fault(call="*", error="GPU_IS_LOST"))
     await client.close()
     await eventually(lambda: stage.locks()[1] is None, "GPU 1 at default")
-    watcher = GuardClient(stage.socket, timeout_s=5.0)
+    watcher = GuardClient(stage.socket, timeout_s=PATIENCE_S)
     await watcher.connect(Role.STATUS)
     assert (await watcher.status()).gpus[0].state is ClockState.RESETTING
     stage.gpus.clear_faults(0)
@@ -213,6 +220,7 @@ async def test_gpu_lost_and_back(client: GuardClient, stage: GuardStage) -> None
     await watcher.close()
 
 
+@pytest.mark.usefixtures("hang")
 async def test_termination_with_a_hung_gpu(client: GuardClient, stage: GuardStage) -> None:
     """A guard told to end with a hung GPU resets the others, names the hung one, and keeps it on record."""
     await client.set_clocks(UUIDS[:2], 300, 1200)

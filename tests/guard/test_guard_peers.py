@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guard_stage import UUIDS, GuardStage
+from guard_stage import PATIENCE_S, UUIDS, GuardStage
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -134,7 +134,7 @@ def test_pace(gaps_s: list[float], per_s: float, burst: int) -> None:
 async def test_a_flood_waits_and_harms_nobody(stage: GuardStage) -> None:
     """Two thousand requests at once are answered at the permitted pace; the controller is served."""
     await stage.start()
-    client = GuardClient(stage.socket, timeout_s=2.0)
+    client = GuardClient(stage.socket, timeout_s=PATIENCE_S)
     await client.connect()
     reader, writer = await asyncio.open_unix_connection(stage.socket)
     writer.write(b'{"id":1,"op":"hello","v":2,"role":"status"}\n')

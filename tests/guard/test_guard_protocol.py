@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guard_stage import UUIDS, GuardStage
+from guard_stage import PATIENCE_S, UUIDS, GuardStage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +47,7 @@ class Raw:
 async def test_hello(stage: GuardStage) -> None:
     """The greeting tells version, lease, allowed GPUs and bounds."""
     await stage.start(lease_s=1.5)
-    client = GuardClient(stage.socket, timeout_s=5.0)
+    client = GuardClient(stage.socket, timeout_s=PATIENCE_S)
     hello = await client.connect()
     assert (hello.version, hello.lease_s, list(hello.gpus)) == (2, 1.5, UUIDS)
     assert (hello.min_mhz, hello.max_mhz) == (300, 2400)
@@ -72,17 +72,16 @@ async def test_socket_mode(stage: GuardStage) -> None:
 
 async def test_one_controller(client: GuardClient, stage: GuardStage) -> None:
     """A second controller is refused and may retry; readers are welcome; the place is free afterwards."""
-    second = GuardClient(stage.socket, timeout_s=5.0)
+    second = GuardClient(stage.socket, timeout_s=PATIENCE_S)
     with pytest.raises(GuardError) as refused:
         await second.connect()
     assert refused.value.code == Code.BUSY
     await second.connect(Role.STATUS)
     assert (await second.status()).controller_pid is not None
     await client.close()
-    for _ in range(1000):
-        if (await second.status()).controller_pid is None:
-            break
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(PATIENCE_S):
+        while (await second.status()).controller_pid is not None:  # noqa: ASYNC110  # another process
+            await asyncio.sleep(0.02)
     await second.connect()
     await second.set_clocks(UUIDS[:1], 300, 900)
     await second.close()
@@ -91,7 +90,7 @@ async def test_one_controller(client: GuardClient, stage: GuardStage) -> None:
 async def test_reader_cannot_set(stage: GuardStage) -> None:
     """A status connection sets, resets and renews nothing."""
     await stage.start()
-    reader = GuardClient(stage.socket, timeout_s=5.0)
+    reader = GuardClient(stage.socket, timeout_s=PATIENCE_S)
     await reader.connect(Role.STATUS)
     for call in (reader.set_clocks(UUIDS[:1], 300, 900), reader.reset(UUIDS[:1]), reader.renew()):
         with pytest.raises(GuardError) as refused:
@@ -146,7 +145,7 @@ async def test_too_long(stage: GuardStage) -> None:
     assert reply["error"]["code"] == Code.TOO_LARGE
     assert await raw.reader.read() == b""
     await raw.close()
-    await (again := GuardClient(stage.socket, timeout_s=5.0)).connect(Role.STATUS)
+    await (again := GuardClient(stage.socket, timeout_s=PATIENCE_S)).connect(Role.STATUS)
     await again.close()
 
 

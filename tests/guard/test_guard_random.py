@@ -78,7 +78,7 @@ class Bench:
             driver.faults.clear()
             driver.answering.set()
         loop = asyncio.get_running_loop()
-        for _ in range(2000):
+        for _ in range(12_000):
             if not self.keeper.touched and all(v.state is ClockState.DEFAULT for v in self.keeper.views()):
                 return
             self.keeper.retry_due(loop.time() + 60.0)

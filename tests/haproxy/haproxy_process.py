@@ -16,6 +16,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
 import debian_packages  # see above
 
+from kvwatt_sim.ports import free_ports
+
 PACKAGES = ("haproxy", "liblua5.3-0", "libopentracing-c-wrapper0", "libopentracing1")
 PATIENCE_S = 90.0
 
@@ -70,13 +72,6 @@ def find() -> tuple[str, dict[str, str]]:
     return program, environment
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Haproxy:
     """One HAProxy; `servers`: name -> port. With `master` it runs master and worker, and can be reloaded."""
 
@@ -95,7 +90,7 @@ class Haproxy:
         folder.mkdir(parents=True, exist_ok=True)
         self.socket = folder / "ha.sock"
         self.master_socket = folder / "hamaster.sock"
-        self.port = free_port()
+        (self.port,) = free_ports(1)
         self._master = master
         self._log = folder / "haproxy.log"
         self._config = folder / "haproxy.cfg"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from haproxy_process import Haproxy, find
+from haproxy_process import PATIENCE_S, Haproxy, find
 from tiny_engine import TinyEngine
 
 from kvwattd.instances.haproxy import HaproxyRouter, HaproxySettings
@@ -23,7 +23,7 @@ class Scene:
 
     def __init__(self, proxy: Haproxy, a: TinyEngine, b: TinyEngine, router: HaproxyRouter) -> None:
         self.proxy, self.a, self.b, self.router = proxy, a, b, router
-        self.http = httpx.AsyncClient(trust_env=False, timeout=20.0)
+        self.http = httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S)
 
     async def post(self) -> str:
         return (await self.http.post(self.proxy.url, content=b"x")).raise_for_status().text
@@ -39,7 +39,7 @@ async def scene(folder: Path, **options: object) -> AsyncIterator[Scene]:
         await asyncio.to_thread(proxy.start)
         masters = [proxy.master_socket] if options.get("master") else []
         sockets = [] if masters else [proxy.socket]
-        settings = HaproxySettings(sockets, "vllm", {"a": "sa", "b": "sb"}, masters)
+        settings = HaproxySettings(sockets, "vllm", {"a": "sa", "b": "sb"}, masters, PATIENCE_S)
         found = Scene(proxy, a, b, HaproxyRouter(settings))
         try:
             yield found
@@ -49,7 +49,7 @@ async def scene(folder: Path, **options: object) -> AsyncIterator[Scene]:
 
 
 async def eventually(holds: Callable[[], bool], what: str) -> None:
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE_S):
         while not holds():  # noqa: ASYNC110  # the state is another process's
             await asyncio.sleep(0.02)
     assert holds(), what
@@ -74,7 +74,7 @@ async def test_what_runs_is_finished(tmp_path: Path, options: str, threads: int)
     """A withdrawn server finishes what it has, gets nothing new, and is in maintenance once it is empty."""
     async with scene(tmp_path, server_options=options, threads=threads) as s:
         await s.router.admit("a")
-        s.a.answer_s = 1.0
+        s.a.go.clear()
         running = [asyncio.create_task(s.post()) for _ in range(3)]
         await eventually(lambda: s.a.running == 3, "requests run")
         await s.router.admit("b")
@@ -82,8 +82,11 @@ async def test_what_runs_is_finished(tmp_path: Path, options: str, threads: int)
         await s.router.withdraw("a")
         assert await s.router.admitted() == {"b"}
         assert await s.names() == {"b"}
+        s.a.go.set()
         assert await asyncio.gather(*running) == ["a"] * 3
-        assert await s.router.sessions("a") == 0
+        async with asyncio.timeout(PATIENCE_S):
+            while await s.router.sessions("a"):  # noqa: ASYNC110  # the client may have its answer sooner
+                await asyncio.sleep(0.02)
         await s.router.withdraw("a")
         assert "MAINT" in s.proxy.command("show stat vllm 4 -1")
         assert s.a.got == 3
@@ -93,11 +96,13 @@ async def test_what_waits_in_haproxy_goes_elsewhere(tmp_path: Path) -> None:
     """Requests that wait for a slot of a full server are not its own: they go to whoever is in service."""
     async with scene(tmp_path, server_options="maxconn 1") as s:
         await s.router.admit("a")
-        s.a.answer_s = 1.0
+        s.a.go.clear()
         running = [asyncio.create_task(s.post()) for _ in range(3)]
         await eventually(lambda: s.a.running == 1, "one runs")
         await s.router.admit("b")
         await s.router.withdraw("a")
+        await eventually(lambda: s.b.got == 2, "those that waited go elsewhere")
+        s.a.go.set()
         assert sorted(await asyncio.gather(*running)) == ["a", "b", "b"]
 
 
@@ -119,10 +124,13 @@ async def test_shares_follow_the_weights(tmp_path: Path) -> None:
         for member in "ab":
             await s.router.admit(member)
         await s.router.weigh({"a": 256, "b": 64})
-        s.a.answer_s = s.b.answer_s = 1.5
+        s.a.go.clear()
+        s.b.go.clear()
         running = [asyncio.create_task(s.post()) for _ in range(20)]
         await eventually(lambda: s.a.running + s.b.running == 20, "all run")
         assert 14 <= s.a.running <= 18
+        s.a.go.set()
+        s.b.go.set()
         await asyncio.gather(*running)
         await asyncio.to_thread(s.proxy.kill)
         with pytest.raises(RouterError):
@@ -151,7 +159,7 @@ async def test_a_withdrawal_waits_for_the_workers_of_before_a_reload(tmp_path: P
     """They take no orders any more: confirmed only when they have ended. The new one is told at once."""
     async with scene(tmp_path, master=True) as s:
         await s.router.admit("a")
-        s.a.answer_s = 3.0
+        s.a.go.clear()
         running = asyncio.create_task(s.post())
         await eventually(lambda: s.a.running == 1, "one runs")
         await asyncio.to_thread(s.proxy.reload)
@@ -165,19 +173,22 @@ async def test_a_withdrawal_waits_for_the_workers_of_before_a_reload(tmp_path: P
             await s.router.withdraw("a")
         assert await s.router.admitted() == {"b"}
         assert await s.names(3) == {"b"}
+        s.a.go.set()
         assert await running == "a"
-        for _ in range(200):
-            with contextlib.suppress(RouterError):
-                await s.router.withdraw("a")
-                break
-            await asyncio.sleep(0.05)
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                with contextlib.suppress(RouterError):
+                    await s.router.withdraw("a")
+                    break
+                await asyncio.sleep(0.05)
         await s.router.withdraw("a")
 
 
 async def test_two_haproxys_are_told_the_same(tmp_path: Path) -> None:
     """In service in one of them only: ordered again, whichever way it was meant."""
     async with scene(tmp_path / "1") as s, scene(tmp_path / "2") as other:
-        both = HaproxySettings([s.proxy.socket, other.proxy.socket], "vllm", {"a": "sa", "b": "sb"})
+        sockets, servers = [s.proxy.socket, other.proxy.socket], {"a": "sa", "b": "sb"}
+        both = HaproxySettings(sockets, "vllm", servers, timeout_s=PATIENCE_S)
         router = HaproxyRouter(both)
         await router.admit("a")
         assert await s.router.admitted() == await other.router.admitted() == {"a"}

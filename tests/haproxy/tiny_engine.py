@@ -9,12 +9,14 @@ from typing import Self
 
 
 class TinyEngine:
-    """`POST /` answers after `answer_s` with its name; counts what it got. One connection, one request."""
+    """`POST /` answers with its name, at once or when `go` is set; counts what it got. One connection, one
+    request."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.asleep = False
-        self.answer_s = 0.0
+        self.go = asyncio.Event()
+        self.go.set()
         self.got = 0
         self.running = 0
         self._server: asyncio.Server | None = None
@@ -59,7 +61,7 @@ class TinyEngine:
             self.got += 1
             self.running += 1
             try:
-                await asyncio.sleep(3600 if self.asleep else self.answer_s)
+                await (asyncio.sleep(3600) if self.asleep else self.go.wait())
             finally:
                 self.running -= 1
             body = self.name.encode()
