@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
 from debian_packages import NoProgramError, find  # see above
+
+from kvwatt_sim.ports import free_ports
 
 SHIPPED = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
 EXAMPLE = (SHIPPED / "prometheus.example.yml").read_text(encoding="utf-8")
@@ -47,8 +48,8 @@ class Prometheus:
         self._program = program("prometheus")
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        (port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{port}"
         (folder / "prometheus.yml").write_text(configuration(target), encoding="utf-8")
 
     def __enter__(self) -> Self:
@@ -82,7 +83,7 @@ class Prometheus:
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/-/ready", trust_env=False, timeout=5.0).status_code == 200
+            return httpx.get(f"{self.url}/-/ready", trust_env=False, timeout=PATIENCE_S).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -110,7 +111,9 @@ class Prometheus:
         return [rule for group in self._get("rules", {})["groups"] for rule in group["rules"]]
 
     def _get(self, what: str, parameters: Mapping[str, str]) -> Any:
-        answer = httpx.get(f"{self.url}/api/v1/{what}", params=parameters, trust_env=False, timeout=20.0)
+        answer = httpx.get(
+            f"{self.url}/api/v1/{what}", params=parameters, trust_env=False, timeout=PATIENCE_S
+        )
         document = answer.json()
         assert document["status"] == "success", f"{what} {parameters}: {document.get('error')}"
         return document["data"]

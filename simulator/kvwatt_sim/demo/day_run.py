@@ -29,7 +29,7 @@ from kvwatt_sim.demo.daemon_process import DaemonProcess
 from kvwatt_sim.demo.day_results import DayResult, print_day
 from kvwatt_sim.demo.day_serve import Day, serve_day
 from kvwatt_sim.demo.day_settings import HOURS, LOAD_S, SLO, DayOptions, draw, pace
-from kvwatt_sim.demo.fleet import Fleet, free_ports, make_fleet
+from kvwatt_sim.demo.fleet import Fleet, make_fleet
 from kvwatt_sim.demo.haproxy import Haproxy
 from kvwatt_sim.demo.model import cache_dir, cached_model, is_cached
 from kvwatt_sim.demo.page import DemoPage, keep_up, tell_kept
@@ -37,6 +37,7 @@ from kvwatt_sim.demo.plant import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, librarie
 from kvwatt_sim.demo.run import terminable
 from kvwatt_sim.demo.settings import CARD, DemoError
 from kvwatt_sim.latency import report
+from kvwatt_sim.ports import free_ports
 from kvwatt_sim.replay.controller import FixedClock, replay_group
 from kvwatt_sim.replay.outcome import Outcome, merged
 from kvwatt_sim.traces import TraceRequest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from kvwatt_sim.demo.settings import CARD
 from kvwatt_sim.nvml.build import NvmlLibs
 from kvwatt_sim.nvml.control import SimGpus, env_for
 from kvwatt_sim.nvml.spec import demo_uuid
+from kvwatt_sim.ports import free_ports
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +139,3 @@ def make_fleet(stack: ExitStack, libs: NvmlLibs, folder: Path, count: int, load_
     specs = [card.gpu_spec(demo_uuid(index), parks=True) for index in range(count)]
     gpus = stack.enter_context(SimGpus.create(state, specs, libs=libs))
     return Fleet(state, gpus, env_for(libs, state), free_ports(count), load_s)
-
-
-def free_ports(count: int) -> tuple[int, ...]:
-    """Ports that nobody listens on now, each another one."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = tuple(int(one.getsockname()[1]) for one in held)
-    for one in held:
-        one.close()
-    return ports
