@@ -22,7 +22,7 @@ from kvwattd.instance_parts import ModelSlot, Override, Recorded
 from kvwattd.latency_monitor import LatencyMonitor
 from kvwattd.ledger.holding import HoldoutRun
 from kvwattd.observation import Observation
-from kvwattd.promises import Promises, stretch
+from kvwattd.promises import Promises
 from kvwattd.regime import DECIDES, Facts, Regime, Standing, advance
 from kvwattd.savings import Savings
 from kvwattd.shadow.account import Shadow
@@ -139,7 +139,8 @@ class InstanceRuntime:
         forecast = (self.last.chosen or self.last.at_default) if self.last is not None else None
         self.latencies.on_page(page, forecast, self.slo)
         ours = self.last if self.regime is Regime.ACTIVE and not self.holdout.held else None
-        self.promises.on_page(page, self.slo, self.observation.judged, stretch(ours))
+        stretch = self.promises.at_top.batch.stretch(page, ours, self.model.compiled)
+        self.promises.on_page(page, self.slo, self.observation.judged, stretch)
         in_shadow = self.regime is Regime.SHADOW
         budget = follow(self, page) if in_shadow else self.promises.budget(page.observed_s, self.slo)
         self._budget, self._cautious = Budget(budget), self.latencies.cautious(self.slo, budget)

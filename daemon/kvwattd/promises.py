@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvwatt.attainment import WINDOW_S, Attained, Attainment, Tally, targets, within
-from kvwatt.state import Decision, EngineSnapshot, Histogram, Metric, Slo
+from kvwatt.state import EngineSnapshot, Histogram, Metric, Slo
 from kvwatt.traffic import difference
+from kvwattd.promises_top import AtTop
 from kvwattd.vllm_plugin.wire import Finished
 
-PAGES_KEPT = 2048  # for longer than requests run
 ENDED = 2  # vLLM's FinishReason: below, the request came to its end; from there on aborted or failed
 
 
@@ -31,44 +30,6 @@ class Judged:
         return [item.decode_s / (item.output_tokens - 1) for item in ended if item.output_tokens > 1]
 
 
-def stretch(decision: Decision | None) -> float:
-    """How many times as long steps take at the decision's clock as at the driver's default; None: there."""
-    if decision is None or decision.chosen is None or decision.at_default is None:
-        return 1.0
-    return max(decision.chosen.tbt_s / decision.at_default.tbt_s, 1.0)
-
-
-class AtTop:
-    """What the time up to now would have been at the top clock: the steps of the same batch, each as much
-    shorter. The batch itself would have been smaller there, so that this is rather too long."""
-
-    def __init__(self) -> None:
-        self._now_s: list[float] = []
-        self._top_s: list[float] = []
-
-    def on_time(self, now_s: float, stretch: float) -> None:
-        """The time since the last call ran `stretch` times as long as at the top clock."""
-        if self._now_s and now_s <= self._now_s[-1]:
-            return
-        gone_s = now_s - self._now_s[-1] if self._now_s else 0.0
-        self._top_s.append((self._top_s[-1] if self._top_s else 0.0) + gone_s / max(stretch, 1.0))
-        self._now_s.append(now_s)
-        if len(self._now_s) > 2 * PAGES_KEPT:
-            del self._now_s[:PAGES_KEPT], self._top_s[:PAGES_KEPT]
-
-    def seconds(self, last_s: float) -> float:
-        """The last so many seconds, at the top clock; before what is remembered nothing was stretched."""
-        if not self._now_s:
-            return last_s
-        begin_s = self._now_s[-1] - last_s
-        i = bisect_left(self._now_s, begin_s)
-        if i == 0:
-            return self._top_s[-1] - self._top_s[0] + self._now_s[0] - begin_s
-        share = (begin_s - self._now_s[i - 1]) / (self._now_s[i] - self._now_s[i - 1])
-        begin = self._top_s[i - 1] + share * (self._top_s[i] - self._top_s[i - 1])
-        return self._top_s[-1] - begin
-
-
 class Promises:
     """Feed every page; read `budget`."""
 
@@ -76,7 +37,7 @@ class Promises:
         self.attainment = Attainment(window_s)
         self._slo: Slo | None = None
         self._before: EngineSnapshot | None = None
-        self._at_top = AtTop()
+        self.at_top = AtTop()
 
     @property
     def window_s(self) -> float:
@@ -90,12 +51,13 @@ class Promises:
     def restart(self) -> None:
         """Another engine run: its counters start anew. What was promised to clients stays counted."""
         self._before = None
+        self.at_top.restart()
 
     def on_page(self, page: EngineSnapshot, slo: Slo, judged: Judged | None, stretch: float = 1.0) -> None:
         """Count those judged since the page before; `judged` where they were told one by one.
 
         `stretch`: how many times as long the clock in force took as the top clock would have taken."""
-        self._at_top.on_time(page.observed_s, stretch)
+        self.at_top.on_time(page.observed_s, stretch)
         if slo != self._slo:
             self.attainment.restart()
             self._slo = slo
@@ -114,7 +76,7 @@ class Promises:
 
     def _avoidable(self, metric: Metric, judged: Judged, limit_s: float) -> float:
         """Of those just judged, how many missed a limit that they would have kept at the top clock."""
-        at_top = self._at_top.seconds
+        at_top = self.at_top.seconds
         if metric is Metric.TBT:
             ended = [i for i in judged.finished if i.reason < ENDED and i.output_tokens > 1]
             pairs = [(i.decode_s, limit_s * (i.output_tokens - 1)) for i in ended]

@@ -194,8 +194,8 @@ def price(seen: float, missed: float, avoidable: float = 0.0) -> float:
 
 
 def test_what_the_default_clock_may_need_is_not_spent() -> None:
-    """With 60 of 76 permitted misses made a miss costs a hundred times the usual, with 20 less than it."""
-    assert price(7600.0, 20.0) < 1.0 < 100.0 < price(7600.0, 60.0)
+    """With 60 of 76 permitted misses made a miss costs fifty times the usual, with 20 less than it."""
+    assert price(7600.0, 20.0) < 1.0 < 50.0 < price(7600.0, 60.0)
     assert price(7600.0, 60.0) > price(7600.0, 60.0, avoidable=50.0)
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvwatt.state import EngineSnapshot, Histogram, Metric, Slo, SloTarget
-from kvwattd.promises import AtTop, Judged, Promises
+from kvwattd.promises import Judged, Promises
+from kvwattd.promises_top import AtTop
 from kvwattd.vllm_plugin.wire import Finished
 
 SLO = Slo(SloTarget(1.0, 0.9), SloTarget(0.1, 0.9), SloTarget(10.0, 0.9))
