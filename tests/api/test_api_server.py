@@ -115,11 +115,20 @@ async def test_idle_and_slow_connections_do_not_take_up_all_places(sent: bytes) 
             writer.write(sent)
         async with asyncio.timeout(90):
             await asyncio.gather(*(cut_off(reader) for reader, _ in idle))
-        assert (await get(f"{server.url}/healthz")).status_code == 200
+            await answered(f"{server.url}/healthz")
     finally:
         for _, writer in idle:
             writer.close()
         await server.stop()
+
+
+async def answered(url: str) -> None:
+    """Once: a busy machine may take longer than the server's patience, which is short here."""
+    async with asyncio.timeout(90):
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                assert (await get(url)).status_code == 200
+                return
 
 
 async def cut_off(reader: asyncio.StreamReader) -> None:
@@ -130,7 +139,7 @@ async def cut_off(reader: asyncio.StreamReader) -> None:
 
 async def test_a_connection_in_use_is_kept() -> None:
     """Calls one after the other over one connection go on for longer than one answer may take."""
-    server = ApiServer(create_app(FakePlane(), opened(None)), Endpoints(), patience_s=1.0)
+    server = ApiServer(create_app(FakePlane(), opened(None)), Endpoints(), patience_s=3.0)
     await server.start()
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
@@ -138,7 +147,7 @@ async def test_a_connection_in_use_is_kept() -> None:
             for _ in range(8):
                 response = await client.get(f"{server.url}/healthz")
                 ports.add(response.extensions["network_stream"].get_extra_info("client_addr"))
-                await asyncio.sleep(0.25)
+                await asyncio.sleep(0.5)
         assert len(ports) == 1
     finally:
         await server.stop()

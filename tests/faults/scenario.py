@@ -16,7 +16,7 @@ UNHARMED_S = 1.5  # how long a fault is watched that must not change anything
 STALL_FELT_S = 5.0  # how long after a stall of the machine the lease or the pages may be found too old
 WATCHES = 5
 QUIET_S = 0.5  # how long nothing may be set after driver default while the damage lasts
-TELLS_WITHIN_S = 15.0
+TELLS_WITHIN_S = 60.0
 RECOVERS_WITHIN_S = 60.0
 
 

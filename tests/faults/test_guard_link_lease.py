@@ -16,8 +16,8 @@ from kvwatt_sim.nvml.spec import demo_uuid
 from kvwattd.guard.spawn import spawn_guard
 from kvwattd.guard_link import RECONNECT_S, GuardLink, Wish
 
-LEASE_S = 0.5
-PATIENCE_S = 20.0
+LEASE_S = 1.5
+PATIENCE_S = 90.0
 
 
 class Told:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 from daemon_process import eventually
 from fault_stage import Stage
@@ -54,11 +55,13 @@ def test_windows_a_kill_and_a_second_life(staging) -> None:  # noqa: ANN001
         stage.daemon.process.wait()
         first = rows_of(stage)
         path = stage.daemon.folder / "state" / "ledger.db"
-        assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        with closing(sqlite3.connect(path)) as ledger:
+            assert ledger.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         stalled_s = lost_s(time.monotonic() - 30.0)
         assert killed_s - max(row.end_ms for row in first) / 1e3 < 2 * INTERVAL_S + 1.0 + stalled_s
         used_j = status["instances"][0]["energy_j"]
-        assert used_j - 1000.0 < proof.energy_j(first) < used_j + 300.0
+        lost_j = 275.0 * stalled_s  # at its highest power
+        assert used_j - 1000.0 - lost_j < proof.energy_j(first) < used_j + 300.0 + lost_j
         assert len(proof.windows_of(first)) >= 2
         held = [row for row in first if row.arm is Arm.DEFAULT]
         top = stage.gpus.spec(0).boost_mhz

@@ -31,7 +31,10 @@ def test_shadow_mode_decides_and_writes_nothing_and_leaving_active_resets(stagin
             stage.daemon.wait_for(mode)
             time.sleep(0.5)
             assert not stage.sets_since(default_s)
-            assert stage.daemon.metric("kvwatt_guard_state", state="unused") == 1.0
+            eventually(
+                lambda: stage.daemon.metric("kvwatt_guard_state", state="unused") == 1.0,
+                stage.daemon.describe,
+            )
         stage.only_permitted_clocks()
 
 

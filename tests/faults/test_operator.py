@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from daemon_process import eventually
 from fault_stage import CEILING_MHZ, FLOOR_MHZ, GENEROUS, LEASE_BOUND_S, Stage
+from host_stalls import lost_s
 
 OVERRIDE = "/api/v1/instances/sim/override"
 SLO = "/api/v1/slos/sim"
@@ -17,11 +19,12 @@ SLO = "/api/v1/slos/sim"
 
 def test_an_override_holds_its_clock_and_expires(stage: Stage) -> None:
     """A clock by hand is held for its time and no longer; then decisions hold again."""
-    assert stage.daemon.put(OVERRIDE, {"clock_mhz": 1800, "duration_s": 3.0}).status_code == 200
+    assert stage.daemon.put(OVERRIDE, {"clock_mhz": 1800, "duration_s": 300.0}).status_code == 200
     eventually(lambda: stage.held_mhz == 1800, stage.daemon.describe)
     held = stage.daemon.wait_for("override")
-    assert held["clock_target_mhz"] == 1800 and held["override"]["left_s"] <= 3.0
+    assert held["clock_target_mhz"] == 1800 and 0.0 < held["override"]["left_s"] <= 300.0
     assert stage.daemon.metric("kvwatt_override_active") == 1.0
+    assert stage.daemon.put(OVERRIDE, {"clock_mhz": 1800, "duration_s": 2.0}).status_code == 200
     eventually(lambda: stage.held_mhz != 1800, stage.daemon.describe)
     stage.control()
     assert stage.daemon.metric("kvwatt_override_active") == 0.0
@@ -55,9 +58,8 @@ def test_a_tighter_promise_changes_the_decision_and_back(stage: Stage) -> None:
     tight = {"tbt": {"limit_s": 0.001, "quantile": 0.95}}
     assert stage.daemon.put(SLO, tight).status_code == 200
     stage.default_within(LEASE_BOUND_S, time.monotonic())
-    assert (
-        "no clock keeps every promise (tbt breaks even at the top)" in stage.daemon.decisions()[0]["reason"]
-    )
+    told = "no clock keeps every promise (tbt breaks even at the top)"
+    eventually(lambda: told in stage.daemon.decisions()[0]["reason"], stage.daemon.describe)
     assert stage.daemon.get(SLO).json()["ttft"] is None
     assert stage.daemon.put(SLO, GENEROUS).status_code == 200
     stage.control()
@@ -73,19 +75,31 @@ def test_writes_need_the_token(stage: Stage, path: str, body: object, token: str
     assert "not the right token" not in stage.daemon.log() + refused.text
 
 
+def fresh_energy(stage: Stage, above_j: float) -> tuple[dict[str, Any], float]:
+    """The instance just after a new reading of more than that, and the GPU's own account."""
+    before_j = stage.daemon.instance()["energy_j"]
+    seen: list[dict[str, Any]] = []
+
+    def read_anew() -> bool:
+        seen[:] = [stage.daemon.instance()]
+        return bool(seen[0]["energy_j"] > max(above_j, before_j))
+
+    eventually(read_anew, stage.daemon.describe)
+    return seen[0], stage.gpus.energy_j(0)
+
+
 def test_power_and_energy_are_shown_and_energy_grows(stage: Stage) -> None:
     """Figures come from the counters of the GPU, and agree with its own account."""
-    first = stage.daemon.instance()
-    exact_j = stage.gpus.energy_j(0)
-    eventually(lambda: stage.daemon.instance()["energy_j"] > first["energy_j"] + 300, stage.daemon.describe)
-    later = stage.daemon.instance()
-    grown_j = stage.gpus.energy_j(0) - exact_j
+    since_s = time.monotonic()
+    first, exact_j = fresh_energy(stage, 0.0)
+    later, after_j = fresh_energy(stage, first["energy_j"] + 300.0)
     # A reading may be a second old at either end, at the GPU's highest power.
-    assert later["energy_j"] - first["energy_j"] == pytest.approx(grown_j, abs=275.0)
+    late_j = 275.0 * (1.0 + lost_s(since_s))
+    assert later["energy_j"] - first["energy_j"] == pytest.approx(after_j - exact_j, abs=late_j)
     assert 30.0 < later["power_w"] < 300.0
     assert stage.daemon.metric("kvwatt_gpu_power_watts") > 30.0
     assert stage.daemon.metric("kvwatt_gpu_energy_joules_total") >= later["energy_j"]
-    assert stage.daemon.metric("kvwatt_gpu_clock_held") == 1.0
+    eventually(lambda: stage.daemon.metric("kvwatt_gpu_clock_held") == 1.0, stage.daemon.describe)
 
 
 def test_the_past_is_remembered_for_who_comes_later(stage: Stage) -> None:

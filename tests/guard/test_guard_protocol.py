@@ -12,6 +12,7 @@ import pytest
 from guard_stage import PATIENCE_S, UUIDS, GuardStage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loop_turns import turns
 
 from kvwattd.guard import protocol
 from kvwattd.guard.client import GuardClient
@@ -197,6 +198,7 @@ async def test_silent_guard(tmp_path: Path) -> None:
         writer.close()
     server.close()
     await server.wait_closed()
+    await turns()
 
 
 BRIEF = settings(

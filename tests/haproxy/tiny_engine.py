@@ -7,6 +7,8 @@ import contextlib
 from types import TracebackType
 from typing import Self
 
+from loop_turns import turns
+
 
 class TinyEngine:
     """`POST /` answers with its name, at once or when `go` is set; counts what it got. One connection, one
@@ -36,9 +38,11 @@ class TinyEngine:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        await turns()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await turns()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

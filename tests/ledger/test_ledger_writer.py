@@ -23,7 +23,7 @@ ALL = (0, 2**62)
 RUN = (1, "test", "00", "{}")
 
 
-def until(told: Callable[[], object], seconds: float = 20.0) -> None:
+def until(told: Callable[[], object], seconds: float = 90.0) -> None:
     end_s = time.monotonic() + seconds
     while not told():
         assert time.monotonic() < end_s, "not within the time"

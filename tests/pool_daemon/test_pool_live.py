@@ -54,7 +54,7 @@ async def test_a_pool_follows_its_load_its_operator_and_survives_its_daemon(tmp_
         # A machine that stands still for a moment makes pages old: that passes, an outage would not.
         await stage.until(lambda: stage.pool()["fault"] is None, "a fault that is over is told")
         await stage.until(lambda: "failsafe" not in stage.regimes(), "no control of a sound server")
-        assert stage.count("ready") == 2
+        await stage.until(lambda: stage.count("ready") == 2, "in shadow mode one was stopped")
 
 
 def _pages(stage: PoolStage, mode: str) -> None:

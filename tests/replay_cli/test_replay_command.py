@@ -93,7 +93,7 @@ def test_a_killed_sweep_goes_on(trace: Path, tmp_path: Path) -> None:
     options = ["--trace", str(trace), "--load", "0.5", "--policy", "best-fixed,max", "--seeds", "1-12"]
     command = [sys.executable, "-m", "kvwattd", "replay", *options, "--json", str(out), "--workers", "2"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
-        deadline = time.monotonic() + 60.0
+        deadline = time.monotonic() + 120.0
         while time.monotonic() < deadline and not (side.exists() and side.read_text().count("\n") >= 3):
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loop_turns import turns
 from virtual_time import run_virtual
 
 from kvwatt.pool import MemberStatus
@@ -140,6 +141,8 @@ async def engine(answers: Mapping[str, tuple[int, str]], delay_s: float = 0.0) -
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         await asyncio.sleep(delay_s)
+        await turns()
+    await turns()
 
 
 GOOD = {"/health": (200, ""), "/is_sleeping": (200, '{"is_sleeping": false}'), "/metrics": (200, PAGE)}

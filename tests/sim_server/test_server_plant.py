@@ -42,7 +42,7 @@ async def mean_itl_s(client: Any, tokens: int) -> float:
 
     A run in which this host was too busy to keep the server's time is no measurement: it is repeated."""
     name = "vllm:inter_token_latency_seconds"
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         dropped_s = -1.0
         while dropped_s != (status := await client.status())["dropped_s"]:
             dropped_s = status["dropped_s"]
@@ -91,6 +91,12 @@ async def test_a_long_step_speeds_up_when_the_clock_rises_on_the_way(
     assert page.value("vllm:request_prefill_time_seconds_sum") < whole_step_s / 2
 
 
+def idle(gpus: SimGpus) -> bool:
+    """Whether nothing is computed on the first GPU."""
+    now = gpus.read(0)
+    return (now.compute, now.memory) == (0, 0)
+
+
 async def test_load_draws_more_power_than_idling(client: Any) -> None:
     """The exact energy counter rises faster while tokens are made, and falls back afterwards."""
     with SimGpus.open(client.server.state) as gpus:
@@ -100,9 +106,11 @@ async def test_load_draws_more_power_than_idling(client: Any) -> None:
             await work
             return (gpus.energy_j(0) - start_j) / (gpus.now_s() - start_s)
 
+        await until(lambda: idle(gpus))
         idle_w = await watts_during(asyncio.sleep(0.3))
         prompts = [[1] * 200 for _ in range(16)]
         busy_w = await watts_during(client.post(prompt=prompts, max_tokens=15))
+        await until(lambda: idle(gpus))  # the answer may be here before the engine is told to rest
         again_w = await watts_during(asyncio.sleep(0.3))
     assert busy_w > 1.3 * idle_w
     assert again_w == pytest.approx(idle_w, rel=0.05)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from loop_turns import turns
 
 from kvwatt_sim.loadgen import LoadGenerator, LoadOptions
 from kvwatt_sim.traces import TraceRequest
@@ -53,6 +54,8 @@ async def serving(answer: Answer) -> AsyncIterator[FakeServer]:
     fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
         yield fake
+        await turns()
+    await turns()
 
 
 async def _whole(body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
