@@ -91,7 +91,7 @@ async def _until(holds: Callable[[], bool]) -> None:
 async def _connected(tmp_path: Path) -> GuardClient:
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            client = GuardClient(tmp_path / "guard.sock", timeout_s=5.0)
+            client = GuardClient(tmp_path / "guard.sock", timeout_s=PATIENCE_S)
             try:
                 hello = await client.connect()
             except GuardError:

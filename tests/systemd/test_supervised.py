@@ -6,11 +6,13 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from host_stalls import lost_s
 from supervisor import Supervisor
 
 from kvwatt_sim import cards
@@ -23,7 +25,7 @@ UNIT = Path(__file__).parents[2] / "systemd" / "kvwatt-guard.service"
 UUIDS = [demo_uuid(0), demo_uuid(1)]
 WATCHDOG_S = 3.0
 RESET_BOUND_S = 3.0
-SLACK_S = 2.0  # a test machine may be busy with other things
+SLACK_S = 6.0  # a test machine may be busy with other things, and the stop hook is a program to be started
 PATIENCE_S = 90.0
 
 
@@ -64,16 +66,19 @@ def _locks(gpus: SimGpus) -> list[tuple[int, int] | None]:
 
 
 async def _controlled(tmp_path: Path) -> GuardClient:
-    client = GuardClient(tmp_path / "guard.sock", timeout_s=10.0)
+    client = GuardClient(tmp_path / "guard.sock", timeout_s=PATIENCE_S)
     await client.connect()
     await client.set_clocks(UUIDS, 900, 1200)
     return client
 
 
 async def _within(holds: Callable[[], bool], limit_s: float) -> None:
-    async with asyncio.timeout(limit_s):
-        while not holds():  # noqa: ASYNC110  # another process
-            await asyncio.sleep(0.02)
+    """What the machine stood still meanwhile is added."""
+    since_s = time.monotonic()
+    while not holds():
+        late_s = time.monotonic() - since_s
+        assert late_s <= limit_s + lost_s(since_s), f"not after {late_s:.1f} s"
+        await asyncio.sleep(0.02)
 
 
 async def _served_again(supervisor: Supervisor, tmp_path: Path) -> None:

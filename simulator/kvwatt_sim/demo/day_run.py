@@ -42,7 +42,7 @@ from kvwatt_sim.replay.controller import FixedClock, replay_group
 from kvwatt_sim.replay.outcome import Outcome, merged
 from kvwatt_sim.traces import TraceRequest
 
-URL_S = 30.0
+URL_S = 90.0
 CAPACITY = "demo-capacity"
 
 

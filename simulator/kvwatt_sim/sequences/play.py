@@ -25,7 +25,7 @@ from kvwattd.guard_link import GuardLink, Wish
 SET, RESET = "nvmlDeviceSetGpuLockedClocks", "nvmlDeviceResetGpuLockedClocks"
 LEASE_S, DEADLINE_S, HOLD_OFF_S, TICK_S = 0.4, 0.05, 0.3, 0.05
 MIN_MHZ, MAX_MHZ = 600, 2400
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 GROUPS = {"a": (0, 1), "b": (2,)}
 CALLS = (SET, SET, SET, RESET, RESET, "nvmlDeviceGet*", "nvmlDeviceGetMigMode", "nvmlDeviceGetClockInfo", "*")
 ERRORS = ("GPU_IS_LOST", "RESET_REQUIRED", "UNKNOWN", "NO_PERMISSION", "TIMEOUT", "NOT_SUPPORTED")

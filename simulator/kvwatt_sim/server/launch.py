@@ -44,7 +44,7 @@ class SimServer:
         *,
         state: Path | None = None,
         gpus: tuple[int, ...] = (0,),
-        start_timeout_s: float = 30.0,
+        start_timeout_s: float = 90.0,
         **options: str | int | float,
     ) -> None:
         self.card = card
@@ -149,7 +149,7 @@ class SimServer:
     def misbehave(self, mode: str, **settings: object) -> None:
         """Set how `/metrics` answers from now on: see `kvwatt_sim.server.faults.MetricsFault`."""
         url = f"{self.base_url}/_sim/metrics"
-        httpx.post(url, json={"mode": mode, **settings}, timeout=30).raise_for_status()
+        httpx.post(url, json={"mode": mode, **settings}, timeout=90).raise_for_status()
 
     def __enter__(self) -> Self:
         return self.start()
