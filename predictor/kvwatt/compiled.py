@@ -7,6 +7,7 @@ maximum of the prior is convex, so that what interpolation adds elsewhere is on 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,7 +135,8 @@ def _cell(axis: Floats, value: float) -> tuple[int, float]:
     """Lower line of a value's cell and its place in there: 0..1 within the grid, NaN for no number."""
     if value == 0.0:
         return 0, 0.0  # where every axis begins
-    cell = min(int(axis.searchsorted(value, side="right")) - 1, len(axis) - 2)
+    # Of a single number a search in Python takes a third of numpy's time.
+    cell = min(bisect_right(axis, value) - 1, len(axis) - 2)
     if cell < 0:
         return 0, -1.0
     low, high = axis.item(cell), axis.item(cell + 1)

@@ -146,8 +146,9 @@ class ClassLengths:
         if self._classes is None:
             return np.zeros(len(requests.prompt), dtype=np.intp)
         row = self._classes.classify(requests.prompt, requests.limit)
-        hinted = np.flatnonzero((requests.hint > 0) & (requests.hint < math.inf))
-        if hinted.size:
+        given = requests.hint > 0
+        if np.logical_or.reduce(given):
+            hinted = np.flatnonzero(given & (requests.hint < math.inf))
             row[hinted] = self._hinted_rows(row[hinted], requests.hint[hinted])
         return row
 

@@ -96,7 +96,7 @@ class Curves:
         alive, alive_some = read[n : n + size].reshape(ahead.shape), read[n + size :].reshape(more.shape)
         alive /= now[:, None]
         alive_some /= now[who, None]
-        if limit.min(initial=np.inf) < np.inf:
+        if np.minimum.reduce(limit, initial=np.inf) < np.inf:
             alive[(every >= limit[:, None]) & (ahead > 0.0)] = 0.0
             alive_some[(some >= limit[who, None]) & (more > 0.0)] = 0.0
         return alive, alive_some

@@ -162,7 +162,7 @@ def _cuts(values: Floats) -> Floats:
 
 
 def _bins(cuts: Floats, values: Floats) -> Ints:
-    return np.searchsorted(cuts, values, side="left")
+    return cuts.searchsorted(values, side="left")
 
 
 def _coarse_cells(fine: Ints, sample: Sample) -> Ints:

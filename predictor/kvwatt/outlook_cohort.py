@@ -77,7 +77,7 @@ def cohort(
     if len(queued):
         queue = _queue(queued, weight * (length - computed), ahead, behind[:listed])
         decodes = np.where(computed < prompt, 0.0, weight)[:listed]
-        decoding = float(decodes.sum())
+        decoding = float(np.add.reduce(decodes))
     ahead[listed:] = queue + burst
     behind[listed:] = met
     usual = traffic.prompt_mean_tokens + traffic.output_mean_tokens / 2
@@ -148,7 +148,7 @@ def _columns(now_s: float, state: EngineState) -> tuple[FloatArray, float]:
     np.fmin(limit, np.inf, out=limit)
     if each > 1.0:
         weight[table[COMPUTED, :count] >= table[PROMPT, :count]] *= each
-    known, inside = float(weight.sum()), float(state.running + state.waiting)
+    known, inside = float(np.add.reduce(weight)), float(state.running + state.waiting)
     if not 0.0 < known < inside:
         return table, known
     weight *= inside / known

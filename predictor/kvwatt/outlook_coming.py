@@ -25,6 +25,7 @@ TINY = 1e-9
 ARRIVAL, FIRST, PROMPT, COMPUTED, PRODUCED, WEIGHT, LIMIT, HINT = range(8)
 
 
+@lru_cache(maxsize=8)  # by identity: between two pages the traffic is one and the same object
 def coming(traffic: Traffic, reaction_s: float) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Of requests to come, at COMING_LEVELS: their columns (8, levels), but for the time; the prompt tokens
     until the first token beside the queue, their own and those of a burst; and the prompt tokens that one

@@ -158,13 +158,14 @@ def _weigh(
     smooth: npt.NDArray[np.bool_] | None,
 ) -> _Scene:
     power_w = pace.power_w
-    power_range_w = float(power_w.max() - power_w.min())
+    power_range_w = float(np.maximum.reduce(power_w) - np.minimum.reduce(power_w))
     metrics = tuple(standings)
     total_j = power_w * WORTH_S
     lost: list[float] = []
     prices_j: list[float] = []
-    misses = np.zeros((0, len(power_w)))
-    if metrics:
+    if not metrics:
+        misses = np.zeros((0, len(power_w)))
+    else:
         lost = at_asked[:, -1].tolist()
         prices_j = [standings[m].price_j(power_range_w, n) for m, n in zip(metrics, lost, strict=True)]
         misses = at_asked @ between
