@@ -10,8 +10,9 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,13 +42,19 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "instances"
     for member in ("a", "b"):
         for pid in Records((tmp_path / "instances").resolve(), member).processes():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def records_of_another(folder: Path) -> Records:
     """The records as another kvwatt of the same host has them."""
     folder.mkdir(parents=True, exist_ok=True)
     return Records(folder.resolve(), "a")
+
+
+def backend_of(folder: Path, members: Mapping[str, Launch], **more: Any) -> ProcessBackend:
+    """A kvwatt whose disk may be busy with other tests."""
+    return ProcessBackend(folder, members, deadline_s=DEADLINE_S, **more)
 
 
 async def until(backend: ProcessBackend, member: str, wanted: BackendState) -> None:
@@ -69,7 +76,7 @@ def python(program: str) -> Launch:
 
 async def test_from_start_to_stop(folder: Path) -> None:
     """Started twice it is one process; stopped twice it is gone; others are not touched."""
-    backend = ProcessBackend(folder, {"a": SLEEP, "b": SLEEP})
+    backend = backend_of(folder, {"a": SLEEP, "b": SLEEP})
     assert set((await backend.states()).values()) == {BackendState.STOPPED}
     for member in ("a", "a", "b"):
         await backend.start(member)
@@ -101,7 +108,7 @@ async def test_what_the_process_is_given(folder: Path, tmp_path: Path) -> None:
     try:
         command = (sys.executable, "-c", program, "{name}", "{gpus}", "{gpu_count}", '{"other": 1}')
         launch = Launch(command, environment={"SOME": "thing"}, folder=tmp_path)
-        backend = ProcessBackend(folder, {"a": launch}, place=place)
+        backend = backend_of(folder, {"a": launch}, place=place)
         await backend.start("a")
         await until(backend, "a", BackendState.RUNNING)
         until_s = time.monotonic() + DEADLINE_S
@@ -127,18 +134,18 @@ async def test_a_placement_that_is_refused(folder: Path) -> None:
     async def place(member: str) -> Sequence[str]:
         raise BackendError(Cause.PLACEMENT, "GPU 0 is foreign")
 
-    backend = ProcessBackend(folder, {"a": SLEEP}, place=place)
+    backend = backend_of(folder, {"a": SLEEP}, place=place)
     assert (await refused(backend.start("a"))).cause == Cause.PLACEMENT
     assert (await backend.states())["a"] is BackendState.STOPPED
 
 
 async def test_adopted_by_the_next(folder: Path) -> None:
     """Another backend on the same folder finds it running, does not start it again, and stops it."""
-    first = ProcessBackend(folder, {"a": SLEEP})
+    first = backend_of(folder, {"a": SLEEP})
     await first.start("a")
     await until(first, "a", BackendState.RUNNING)
     await first.close()
-    second = ProcessBackend(folder, {"a": SLEEP})
+    second = backend_of(folder, {"a": SLEEP})
     assert (await second.states())["a"] is BackendState.RUNNING
     await second.start("a")
     assert len((await second.processes())["a"]) == 1
@@ -153,7 +160,7 @@ def _is_sleep(pid: int) -> bool:
 
 async def test_two_owners_at_once(folder: Path) -> None:
     """Ten backends that all start it, and one that asks again: one process."""
-    owners = [ProcessBackend(folder, {"a": SLEEP}) for _ in range(10)]
+    owners = [backend_of(folder, {"a": SLEEP}) for _ in range(10)]
     outcomes = await asyncio.gather(*(owner.start("a") for owner in owners), return_exceptions=True)
     assert all(isinstance(found, BackendError | None) for found in outcomes), outcomes
     until_s = time.monotonic() + DEADLINE_S
@@ -177,7 +184,7 @@ async def test_two_owners_at_once(folder: Path) -> None:
 
 async def test_a_start_in_the_midst_of_anothers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits until the other is over; one that does not come to an end is told, and nothing is started."""
-    backend = ProcessBackend(folder, {"a": SLEEP})
+    backend = backend_of(folder, {"a": SLEEP})
     assert (await backend.states())["a"] is BackendState.STOPPED
     records = records_of_another(folder)
     with records.starting():
@@ -201,11 +208,11 @@ async def test_a_start_in_the_midst_of_anothers(folder: Path, monkeypatch: pytes
 )
 async def test_a_start_that_fails(folder: Path, launch: Launch, words: str) -> None:
     """It is told as FAILED with the reason, over a restart too; a stop forgets it, a start tries again."""
-    backend = ProcessBackend(folder, {"a": launch})
+    backend = backend_of(folder, {"a": launch})
     await backend.start("a")
     await until(backend, "a", BackendState.FAILED)
     assert words in backend.reasons["a"]
-    again = ProcessBackend(folder, {"a": SLEEP})
+    again = backend_of(folder, {"a": SLEEP})
     assert (await again.states())["a"] is BackendState.FAILED
     await again.start("a")
     await until(again, "a", BackendState.RUNNING)
@@ -215,7 +222,7 @@ async def test_a_start_that_fails(folder: Path, launch: Launch, words: str) -> N
 
 async def test_one_that_is_killed(folder: Path) -> None:
     """Killed by somebody else: FAILED, and a start brings up another."""
-    backend = ProcessBackend(folder, {"a": SLEEP})
+    backend = backend_of(folder, {"a": SLEEP})
     await backend.start("a")
     await until(backend, "a", BackendState.RUNNING)
     (pid,) = (await backend.processes())["a"]
@@ -229,17 +236,17 @@ async def test_one_that_is_killed(folder: Path) -> None:
 async def test_how_it_ended(folder: Path) -> None:
     """The exit status or the signal is told, as far as this kvwatt saw it."""
     launches = {"a": python("raise SystemExit(3)"), "b": SLEEP}
-    backend = ProcessBackend(folder, launches)
+    backend = backend_of(folder, launches)
     await backend.start("a")
     await until(backend, "a", BackendState.FAILED)
-    assert (await ProcessBackend(folder, launches).states())["a"] is BackendState.FAILED
+    assert (await backend_of(folder, launches).states())["a"] is BackendState.FAILED
     await backend.states()
     assert "status 3" in backend.reasons["a"]
 
 
 async def test_killed_before_it_was_anything(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of memory while its interpreter starts: told at once, and a start tries again."""
-    backend = ProcessBackend(folder, {"a": SLEEP})
+    backend = backend_of(folder, {"a": SLEEP})
     with monkeypatch.context() as patched:
         patched.setattr(sys, "executable", "/bin/false")
         await backend.start("a")
@@ -251,7 +258,7 @@ async def test_killed_before_it_was_anything(folder: Path, monkeypatch: pytest.M
 
 async def test_killed_while_nobody_looked(folder: Path) -> None:
     """It ended between two kvwatts, and its number went to another: FAILED, and that one is let be."""
-    backend = ProcessBackend(folder, {"a": SLEEP})
+    backend = backend_of(folder, {"a": SLEEP})
     await backend.start("a")
     await until(backend, "a", BackendState.RUNNING)
     (pid,) = (await backend.processes())["a"]
@@ -260,7 +267,7 @@ async def test_killed_while_nobody_looked(folder: Path) -> None:
     record = {"pid": os.getpid(), "ticks": 1, "boot_id": "", "nonce": "0"}
     (folder / "a.failed").unlink()
     (folder / "a.pid").write_text(json.dumps(record))
-    again = ProcessBackend(folder, {"a": SLEEP})
+    again = backend_of(folder, {"a": SLEEP})
     assert (await again.states())["a"] is BackendState.FAILED
     await again.stop("a")
     assert (await again.states())["a"] is BackendState.STOPPED, "and this test still runs"
@@ -268,7 +275,7 @@ async def test_killed_while_nobody_looked(folder: Path) -> None:
 
 async def test_workers_that_outlive_their_server(folder: Path) -> None:
     """FAILED and not to be started while they hold the GPU; a stop ends them."""
-    backend = ProcessBackend(folder, {"a": python(PARENT)})
+    backend = backend_of(folder, {"a": python(PARENT)})
     await backend.start("a")
     await until(backend, "a", BackendState.FAILED)
     assert "left processes behind" in backend.reasons["a"]
@@ -281,7 +288,8 @@ async def test_workers_that_outlive_their_server(folder: Path) -> None:
 
 async def test_deaf_to_sigterm(folder: Path) -> None:
     """Past the deadline it is FAILED and still there: SIGKILL is the operator's choice, and then it comes."""
-    backend = ProcessBackend(folder, {"a": python(DEAF)}, limits=StopLimits(deadline_s=1.0))
+    now_s = time.monotonic()
+    backend = backend_of(folder, {"a": python(DEAF)}, limits=StopLimits(deadline_s=1.0), now=lambda: now_s)
     await backend.start("a")
     until_s = time.monotonic() + DEADLINE_S
     while not (backend.log("a").exists() and backend.log("a").read_text()):
@@ -290,17 +298,18 @@ async def test_deaf_to_sigterm(folder: Path) -> None:
     await backend.stop("a")
     assert (await backend.states())["a"] is BackendState.STOPPING
     assert (await refused(backend.start("a"))).cause == Cause.STATE
+    now_s += 1.5
     await until(backend, "a", BackendState.FAILED)
     assert "still there" in backend.reasons["a"]
     assert (await refused(backend.start("a"))).cause == Cause.STATE
-    killing = ProcessBackend(folder, {"a": SLEEP}, limits=StopLimits(deadline_s=60.0, kill_after_s=0.1))
+    killing = backend_of(folder, {"a": SLEEP}, limits=StopLimits(deadline_s=60.0, kill_after_s=0.1))
     await until(killing, "a", BackendState.STOPPED)
     assert not (await killing.processes())["a"]
 
 
 async def test_records_that_cannot_be_read(folder: Path) -> None:
     """UNKNOWN, never STOPPED; the other members go on; a repaired record is believed again."""
-    backend = ProcessBackend(folder, {"a": SLEEP, "b": SLEEP})
+    backend = backend_of(folder, {"a": SLEEP, "b": SLEEP})
     await backend.start("a")
     await backend.start("b")
     await until(backend, "a", BackendState.RUNNING)
@@ -317,12 +326,12 @@ async def test_records_that_cannot_be_read(folder: Path) -> None:
 
 async def test_a_folder_that_was_emptied(folder: Path) -> None:
     """Somebody removed the records of what runs: it is seen, as UNKNOWN, and not started a second time."""
-    backend = ProcessBackend(folder, {"a": SLEEP})
+    backend = backend_of(folder, {"a": SLEEP})
     await backend.start("a")
     await until(backend, "a", BackendState.RUNNING)
     for path in list(folder.iterdir()):  # noqa: ASYNC240
         path.unlink()
-    again = ProcessBackend(folder, {"a": SLEEP})
+    again = backend_of(folder, {"a": SLEEP})
     assert (await again.states())["a"] is BackendState.UNKNOWN
     assert "without a record" in again.reasons["a"]
     assert (await refused(again.start("a"))).cause == Cause.STATE
@@ -333,10 +342,10 @@ async def test_refusals(folder: Path) -> None:
     """Names that are no file names, commands that are none, members nobody knows, and sleep."""
     for name in ("", "../a", "a/b", ".a", "a b", "x" * 65):
         with pytest.raises(ValueError, match="accepted"):
-            ProcessBackend(folder, {name: SLEEP})
+            backend_of(folder, {name: SLEEP})
     with pytest.raises(ValueError, match="program"):
-        ProcessBackend(folder, {"a": Launch(())})
-    backend = ProcessBackend(folder, {"a": SLEEP})
+        backend_of(folder, {"a": Launch(())})
+    backend = backend_of(folder, {"a": SLEEP})
     assert (await refused(backend.start("z"))).cause == Cause.UNKNOWN_MEMBER
     assert (await refused(backend.stop("z"))).cause == Cause.UNKNOWN_MEMBER
     assert (await refused(backend.sleep("a", Withdrawn("a", "test", 0.0)))).cause == Cause.UNSUPPORTED
