@@ -64,13 +64,14 @@ class DeadlineWorker:
             raise CallTimeoutError(f"{self._name} ({MAX_ABANDONED} calls hang)", deadline_s, started=False)
         loop = asyncio.get_running_loop()
         job = _Job(function, loop, loop.create_future(), on_late)
+        answer: asyncio.Future[T] = job.future
         self._submit(job)
         try:
             async with asyncio.timeout(deadline_s):
-                return await asyncio.shield(job.future)
+                return await asyncio.shield(answer)
         except TimeoutError:
-            if job.future.done() and not isinstance(job.error, TimeoutError):
-                return job.future.result()  # it came in time: late was this loop, which stood still
+            if answer.done() and not isinstance(job.error, TimeoutError):
+                return answer.result()  # it came in time: late was this loop, which stood still
             raise CallTimeoutError(self._name, deadline_s, started=self._abandon(job)) from None
         except asyncio.CancelledError:
             self._abandon(job)
