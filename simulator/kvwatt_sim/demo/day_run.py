@@ -41,6 +41,7 @@ from kvwatt_sim.ports import free_ports
 from kvwatt_sim.replay.controller import FixedClock, replay_group
 from kvwatt_sim.replay.outcome import Outcome, merged
 from kvwatt_sim.traces import TraceRequest
+from kvwattd.whole_file import write_whole
 
 URL_S = 90.0
 CAPACITY = "demo-capacity"
@@ -178,9 +179,13 @@ def take_capacity(folder: Path, name: str) -> None:
 
 
 def keep_capacity(folder: Path, name: str) -> None:
-    """For the next run; where it cannot be kept, the next one makes it again."""
+    """For the next run, each file whole; where it cannot be kept, the next one makes it again."""
+    made = folder / "state" / "capacity"
     with suppress(OSError):
-        shutil.copytree(folder / "state" / "capacity", cache_dir() / name, dirs_exist_ok=True)
+        for file in made.glob("*/[!.]*"):
+            place = cache_dir() / name / file.relative_to(made)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(place, file.read_bytes(), mode=0o644, durable=False)
 
 
 def _write_json(path: Path, result: DayResult) -> None:
