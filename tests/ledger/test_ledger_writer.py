@@ -52,7 +52,9 @@ def test_a_kill_loses_nothing_that_was_on_the_disk(tmp_path: Path) -> None:
         killed = kill_once(path, rng, period_s=0.05, most_s=0.3)
         assert killed.wrong is None
         assert killed.kept <= killed.found
-    assert killed.found > 0
+    while not killed.found:  # a busy disk takes longer than these lives lasted
+        killed = kill_once(path, rng, period_s=0.05, most_s=10.0)
+        assert killed.wrong is None and killed.kept <= killed.found
 
 
 def test_what_is_queued_is_written_at_the_end(tmp_path: Path, make: Callable[[Path], LedgerWriter]) -> None:
