@@ -1,7 +1,8 @@
 """Admission by reservation in online replay under KV pressure, beside vLLM's own, and with clock control.
 
     python bench/cap_ladder.py [--quick] [--json FILE] [--plot FILE.html] [--jobs N]
-                               [--seeds 1 2 3 4] [--clock-seeds 2] [--parts latency clocks]
+                               [--seeds 1 2 3 4] [--clock-seeds 2] [--two]
+                               [--parts latency clocks]
 
 Simulated L20 (Qwen2.5-7B), both Azure 2023 traces (expected in ../shared/data/traces), thinned to a load and
 served from their start to their end. KV pressure: the pool of blocks is shrunk from 463,824 tokens to a few
@@ -56,9 +57,10 @@ def main() -> None:
             _plot(options.plot, rows, options.seeds)
     if "clocks" in options.parts:
         settings, seeds = CLOCK_SETTINGS[: 1 if options.quick else None], options.seeds[: options.clock_seeds]
-        cells = product(settings, seeds, CLOCK_ARMS, (False, True))
+        arms = CLOCK_ARMS[: 2 if options.two else None]
+        cells = product(settings, seeds, arms, (False, True))
         rows |= run_all([Task(*s, seed, arm, clocks) for s, seed, arm, clocks in cells], options.jobs)
-        console.print(_energy_table(rows, settings, seeds))
+        console.print(_energy_table(rows, settings, seeds, arms))
         found += _energy_bars(rows, settings, seeds)
     show(found, f"Admission under KV pressure, seeds {' '.join(map(str, options.seeds))}")
     write(options.json, found, rows=[row.as_json(task) for task, row in rows.items()])
@@ -127,13 +129,15 @@ def _saved(rows: Rows, setting: Setting, arm: str, clocks: bool, seeds: Sequence
     return 100.0 * (1.0 - fmean(m.energy_j / b.energy_j for m, b in zip(mine, base, strict=True)))
 
 
-def _energy_table(rows: Rows, settings: Sequence[Setting], seeds: Sequence[int]) -> Table:
+def _energy_table(
+    rows: Rows, settings: Sequence[Setting], seeds: Sequence[int], arms: Sequence[str]
+) -> Table:
     table = Table(title=f"energy saved against vLLM at driver default, seeds {' '.join(map(str, seeds))}")
     columns = ("setting", "admission", "clocks", "saved %", "kept %", "preempted", "mean s", "p99 s")
     for column in columns:
         table.add_column(column, justify="right" if column not in columns[:3] else "left")
     for setting in settings:
-        for arm in CLOCK_ARMS:
+        for arm in arms:
             for clocks in (False, True):
                 mine = _of(rows, setting, arm, seeds, clocks)
                 table.add_row(
@@ -210,6 +214,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--parts", nargs="+", default=("latency", "clocks"), choices=("latency", "clocks"))
     parser.add_argument("--clock-seeds", type=int, default=2, help="how many of the seeds with clock control")
+    parser.add_argument(
+        "--two", action="store_true", help="with clock control vLLM's admission and ours alone"
+    )
     parser.add_argument("--seeds", nargs="+", type=int)
     options = parser.parse_args()
     options.seeds = options.seeds or list(SCORING_SEEDS[:1] if options.quick else SCORING_SEEDS)
