@@ -119,7 +119,8 @@ def test_arrivals_over_time_are_all_served(world: tuple[list[Job], int], arrival
     for scheduler in (Gsa(), GsaSpec(), Fcfs(), Mlfq(4, 3), AMin([1] * len(late)), McSf(late)):
         outcome = run(late, memory, scheduler, prefill_rounds_per_token=0.01)
         assert outcome.rounds >= max(j.arrival_round + j.output_tokens for j in late)
-        assert all(c >= j.output_tokens for c, j in zip(outcome.completion, late, strict=True))
+        # Times with prefill are sums of hundredths: the difference of two of them is rounded.
+        assert all(c > j.output_tokens - 1e-6 for c, j in zip(outcome.completion, late, strict=True))
         assert outcome.prefilled_tokens >= sum(j.prompt_tokens for j in late)
 
 
