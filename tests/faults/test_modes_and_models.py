@@ -45,8 +45,10 @@ def test_without_a_model_it_learns_at_default_until_one_appears(
     empty = tmp_path / "model"
     with staging(model=empty) as stage:
         start_s = stage.gpus.now_s()
-        learning = stage.daemon.wait_for("learning")
-        assert "kvwatt profile" in learning["regime_reason"] and str(empty) in learning["regime_reason"]
+        stage.daemon.wait_for("learning")  # at first because none is loaded yet
+        eventually(lambda: str(empty) in stage.daemon.instance()["regime_reason"], stage.daemon.describe)
+        learning = stage.daemon.instance()
+        assert "kvwatt profile" in learning["regime_reason"]
         assert learning["model"]["state"] == "missing"
         assert not stage.sets_since(start_s)
         empty.mkdir()
