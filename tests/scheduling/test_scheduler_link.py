@@ -127,7 +127,7 @@ model_name = "m"
 
 
 async def until(done: Callable[[], bool]) -> None:
-    for _ in range(1000):
+    for _ in range(9000):
         if done():
             return
         await asyncio.sleep(0.01)
