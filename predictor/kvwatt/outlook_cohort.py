@@ -131,9 +131,11 @@ def _told_of(now_s: float, requests: Sequence[RequestState]) -> tuple[Sequence[R
     decodes = requests
     if prompts:
         decodes = [r for r in requests if r.computed_prompt_tokens >= r.prompt_tokens]
+        if not decodes:  # a batch that has just come
+            return prompts, 1.0
     every = -(-len(decodes) // LOOKED_AT)
     some = decodes[round(now_s / TURN_S) % every :: every]
-    return [*some, *prompts], len(decodes) / max(len(some), 1)
+    return [*some, *prompts], len(decodes) / len(some)
 
 
 def _columns(now_s: float, state: EngineState) -> tuple[FloatArray, float]:

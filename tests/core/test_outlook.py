@@ -126,6 +126,16 @@ def test_a_large_batch_is_looked_at_in_turns() -> None:
     assert {float(r.output_tokens) for r in decodes} <= seen
 
 
+def test_a_large_batch_of_which_nobody_decodes_yet() -> None:
+    """More prompts at once than decodes are looked at, as at the start of a batch job."""
+    prompts = tuple(RequestState(NOW_S - 1.0, 800, 0, 0) for _ in range(MOST_DECODES + 50))
+    state = EngineState(NOW_S, 20, MOST_DECODES + 30, 0.0, prompts)
+    for turn in range(3):
+        some = cohort(NOW_S + turn * TURN_S, state, QUIET, shape(), 0.5)
+        assert some.decoding == 0.0 and some.inside == pytest.approx(MOST_DECODES + 50)
+        assert some.behind_tokens[0] == pytest.approx(800.0 * (MOST_DECODES + 49))
+
+
 def test_requests_that_are_not_listed_are_like_those_that_are() -> None:
     """Where the list is short of the count, those listed stand for all."""
     one = RequestState(NOW_S - 5.0, 500, 500, 50, first_token_s=NOW_S - 4.0)
