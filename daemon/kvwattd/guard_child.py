@@ -65,12 +65,13 @@ class GuardChild:
                 await self._guard.stop()
 
     async def _one(self) -> None:
-        policy, own = self._config.policy, self._config.guard
+        uuids, given = self._uuids, self._config
+        policy, own = given.policy, given.guard
         try:
             self._guard = await spawn_guard(
                 own.socket,
-                self._config.daemon.state_dir / "guard-state.json",
-                self._uuids,
+                given.daemon.state_dir / "guard-state.json",
+                uuids,
                 min_mhz=policy.floor_mhz or 1,
                 max_mhz=policy.ceiling_mhz or ANY_MHZ,
                 lease_s=own.lease_s,
@@ -82,6 +83,9 @@ class GuardChild:
             return
         self._failure = None
         log.info("guard: started as process %d", self._guard.pid)
+        if _bounds(given) != _bounds(self._config) or not set(self._uuids) <= set(uuids):
+            await self._stop()  # asked for while this one started, when there was none to end
+            return
         watching = asyncio.create_task(_watch(self._guard))
         try:
             log.info("guard: ended with status %d", await self._guard.wait())

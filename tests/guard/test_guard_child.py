@@ -13,6 +13,68 @@ from kvwattd import guard_child
 from kvwattd.config import Config
 
 
+def config(**policy: int) -> Config:
+    one = {"name": "a", "url": "http://127.0.0.1:8000", "gpus": ["0"]}
+    return Config.model_validate({"instance": [one], "slo": {"ttft": {"limit_s": 3.0}}, "policy": policy})
+
+
+class Spawned:
+    """A guard that runs until it is stopped."""
+
+    pid = 1
+
+    def __init__(self) -> None:
+        self._ended = asyncio.Event()
+
+    async def wait(self) -> int:
+        await self._ended.wait()
+        return 0
+
+    async def stop(self) -> int:
+        self._ended.set()
+        return 0
+
+    async def answers(self, within_s: float) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("what", ["a GPU more", "other bounds", "a GPU less"])
+async def test_what_changes_while_a_guard_starts_holds_for_it(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Two reloads in a row: the second came while the guard of the first was on its way."""
+    starting, go_on = asyncio.Queue[tuple[tuple[str, ...], int]](), asyncio.Semaphore(0)
+
+    async def slowly(socket: object, state: object, gpus: tuple[str, ...], **given: int) -> Spawned:
+        starting.put_nowait((gpus, given["min_mhz"]))
+        await go_on.acquire()
+        return Spawned()
+
+    monkeypatch.setattr(guard_child, "spawn_guard", slowly)
+    monkeypatch.setattr(guard_child, "RESTART_PAUSE_S", 0.001)
+    child = guard_child.GuardChild(config())
+    await child.allow(["GPU-0"])
+    running = asyncio.create_task(child.run())
+    assert await starting.get() == (("GPU-0",), 1)
+    match what:
+        case "a GPU more":
+            await child.allow(["GPU-0", "GPU-1"])
+        case "other bounds":
+            await child.configure(config(floor_mhz=900))
+        case _:
+            await child.allow([])
+    go_on.release()
+    if what == "a GPU less":  # which is not asked for any more, and needs no new guard
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert starting.empty()
+    else:
+        wanted = (("GPU-0", "GPU-1"), 1) if what == "a GPU more" else (("GPU-0",), 900)
+        assert await asyncio.wait_for(starting.get(), 60.0) == wanted
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_without_a_descriptor_it_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -26,9 +88,7 @@ async def test_without_a_descriptor_it_is_tried_again(
 
     monkeypatch.setattr(guard_child, "spawn_guard", refused)
     monkeypatch.setattr(guard_child, "RESTART_PAUSE_S", 0.001)
-    one = {"name": "a", "url": "http://127.0.0.1:8000", "gpus": ["0"]}
-    config = Config.model_validate({"instance": [one], "slo": {"ttft": {"limit_s": 3.0}}})
-    child = guard_child.GuardChild(config)
+    child = guard_child.GuardChild(config())
     await child.allow(["GPU-0"])
     with caplog.at_level(logging.ERROR):
         running = asyncio.create_task(child.run())
