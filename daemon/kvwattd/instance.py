@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from time import perf_counter
+from dataclasses import dataclass, field
 
-from kvwatt.policy import NO_BUDGET, Applied, Budget, PolicyParams, decide
+from kvwatt.policy import NO_BUDGET, Applied, Budget, PolicyParams
 from kvwatt.state import Binding, Decision, EngineShape, EngineSnapshot, GpuSample, Slo
 from kvwattd.config import InstanceConfig, Mode
+from kvwattd.deciding import Deciding, Inputs, at_default, never_lower
 from kvwattd.durations import Durations
 from kvwattd.energy_account import EnergyAccount
 from kvwattd.energy_feed import attribute
@@ -23,6 +23,7 @@ from kvwattd.latency_monitor import LatencyMonitor
 from kvwattd.ledger.holding import HoldoutRun
 from kvwattd.observation import Observation
 from kvwattd.promises import Promises
+from kvwattd.refusals import Refusals
 from kvwattd.regime import DECIDES, Facts, Regime, Standing, advance
 from kvwattd.savings import Savings
 from kvwattd.shadow.account import Shadow
@@ -35,8 +36,6 @@ __all__ = ["GPU_STALE_S", "InstanceRuntime", "ModelSlot", "Override", "Recorded"
 log = logging.getLogger(__name__)
 
 RECOVER_S = 1.0  # how long everything must be trusted before control resumes
-# A GPU that refused a clock is left at default this long, twice as long after every further refusal.
-ACTUATION_RETRY_S, ACTUATION_RETRY_MAX_S = 5.0, 60.0
 GPU_STALE_S = 2.0
 DECISIONS_KEPT, LEAST_DECISIONS_KEPT = 512, 32
 
@@ -73,13 +72,14 @@ class InstanceRuntime:
     promises: Promises = field(default_factory=Promises)
     _guard_alarm: str | None = None
     holdbacks: HoldBacks = field(default_factory=HoldBacks)
-    _actuation_fault: tuple[str, float] | None = None  # with the moment of the next try
-    _refusals: int = 0
+    _refusals: Refusals = field(default_factory=Refusals)
     _trusted_since_s: float = 0.0
     _budget: Budget = NO_BUDGET
     _cautious: Slo | None = None  # limits that forecasts from sums have to keep
-    _params: tuple[PolicyParams, float, PolicyParams] | None = None
-    _decided: tuple[tuple[object, ...], Decision] | None = None
+    _deciding: Deciding = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._deciding = Deciding(self.durations)
 
     @property
     def name(self) -> str:
@@ -171,12 +171,10 @@ class InstanceRuntime:
             self.clock_changes += 1
         self.confirmed_mhz = clock_mhz
         if clock_mhz is not None:
-            self._refusals = 0
+            self._refusals.obeyed()
 
     def on_actuation_error(self, reason: str, now_s: float) -> None:
-        retry_s = min(ACTUATION_RETRY_S * 2.0**self._refusals, ACTUATION_RETRY_MAX_S)
-        self._refusals += 1
-        self._actuation_fault = (reason, now_s + retry_s)
+        self._refusals.refused(reason, now_s)
         self.confirmed_mhz = None
 
     def park(self, reason: str, clock_mhz: int | None = None) -> None:
@@ -219,14 +217,13 @@ class InstanceRuntime:
         return target if self.regime is not Regime.SHADOW else None
 
     def _may_hold(self) -> bool:
-        return self._guard_alarm is None and self._actuation_fault is None
+        return self._guard_alarm is None and self._refusals.fault is None
 
     def _expire(self, now_s: float) -> None:
         if self.override is not None and now_s >= self.override.until_s:
             log.info("instance %s: override ended", self.name)
             self.override = None
-        if self._actuation_fault is not None and now_s >= self._actuation_fault[1]:
-            self._actuation_fault = None
+        self._refusals.expire(now_s)
 
     def _fault(self, now_s: float, mode: Mode, guard_fault: str | None) -> str | None:
         """Why input or actuation cannot be trusted now; None if everything can."""
@@ -242,7 +239,7 @@ class InstanceRuntime:
             return guard_fault
         if mode is Mode.ACTIVE and self._guard_alarm is not None:
             return self._guard_alarm
-        return self._actuation_fault[0] if self._actuation_fault is not None else None
+        return self._refusals.fault
 
     def _pending(self, mode: Mode, guard_ready: bool) -> str | None:
         """What must be there before anything can be decided and has not come yet."""
@@ -296,57 +293,20 @@ class InstanceRuntime:
         snapshot, shape, compiled = self.observation.snapshot, self.shape(), self.model.compiled
         state, seen = self.observation.state(), self.observation.traffic_now(self.slo, now_s)
         if state is None or snapshot is None or shape is None or compiled is None or seen is None:
-            return self._default(now_s, "watching traffic: a second page is needed")
+            return at_default(now_s, "watching traffic: a second page is needed")
         if snapshot.asleep:
-            return self._default(now_s, "the engine sleeps")
+            return at_default(now_s, "the engine sleeps")
         if self.regime is Regime.SHADOW:
             state = self.shadow.state(state)
         check = self.observation.check
         compiled, bounds = check.paced(compiled), check.bounds(compiled)
-        params = self._params_now()
         slo = self.slo if state.requests else self._cautious or self.slo
-        inputs = (snapshot, state, seen, compiled, slo, bounds, params, self.applied, self._budget)
-        decision = self._standing_decision(inputs, now_s)
-        if decision is None:
-            started = perf_counter()
-            decision = decide(
-                now_s, state, seen, shape, compiled, slo, bounds, params, self.applied, self._budget
-            )
-            self.durations.observe(perf_counter() - started)
-            self._decided = (inputs, decision)
-        return self._never_lower_on_doubt(decision, now_s)
+        params, held = self._params(), self.applied
+        inputs = Inputs(snapshot, state, seen, compiled, slo, bounds, params, held, self._budget)
+        decision = self._deciding.decision(now_s, inputs, shape)
+        doubtful = self.observation.doubtful(now_s)
+        return never_lower(decision, held.clock_mhz, now_s) if doubtful else decision
 
-    def _params_now(self) -> PolicyParams:
+    def _params(self) -> PolicyParams:
         """The settings, with the reaction of what is watched: a tap sees a burst earlier than polls do."""
-        reaction_s = self.params.reaction_s - self.config.poll_s + self.observation.delay_s()
-        if self._params is None or self._params[0] is not self.params or self._params[1] != reaction_s:
-            self._params = (self.params, reaction_s, replace(self.params, reaction_s=reaction_s))
-        return self._params[2]
-
-    def _standing_decision(self, inputs: tuple[object, ...], now_s: float) -> Decision | None:
-        """The last decision where nothing it depends on has changed.
-
-        Of the time it depends only through ages, which are in the inputs, and through the dwell.
-        """
-        if self._decided is None:
-            return None
-        before, decision = self._decided
-        if decision.binding is Binding.DWELL or any(a is not b for a, b in zip(inputs, before, strict=True)):
-            return None
-        return replace(decision, decided_s=now_s)
-
-    def _never_lower_on_doubt(self, decision: Decision, now_s: float) -> Decision:
-        """A failed poll or an older page may raise a clock, never lower it."""
-        if not self.observation.doubtful(now_s) or decision.clock_mhz is None:
-            return decision
-        held = self.applied.clock_mhz
-        if held is not None and decision.clock_mhz >= held:
-            return decision
-        reason = "the latest poll failed or is late: nothing is lowered on old data"
-        if held is None:
-            return self._default(now_s, reason)
-        return replace(decision, clock_mhz=held, binding=Binding.DWELL, reason=f"{held} MHz held: {reason}")
-
-    @staticmethod
-    def _default(now_s: float, reason: str) -> Decision:
-        return Decision(now_s, None, Binding.NONE, f"driver default: {reason}")
+        return self._deciding.params(self.params, self.observation.delay_s() - self.config.poll_s)
