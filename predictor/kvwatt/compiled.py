@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -85,25 +86,14 @@ class CompiledModel:
         batches, contexts, chunks = self.axes
         i, u = _cell(batches, batch)
         j, v = _cell(contexts, kv / batch if batch > 0.0 else 0.0)
-        found = [_cell(chunks, prefill) for prefill in prefills]
-        if not all(0.0 <= w <= 1.0 for w in (u, v, *(w for _, w in found))):
+        cells, places = zip(*(_cell(chunks, prefill) for prefill in prefills), strict=True)
+        if not (0.0 <= u <= 1.0 and 0.0 <= v <= 1.0 and all(0.0 <= place <= 1.0 for place in places)):
             return None, np.empty(0, dtype=np.float32)
-        first, second = len(contexts) * len(chunks), len(chunks)
-        base = i * first + j * second
-        planes = (
-            (0, (1.0 - u) * (1.0 - v)),
-            (second, (1.0 - u) * v),
-            (first, u * (1.0 - v)),
-            (first + second, u * v),
-        )
-        corners = [base + plane + k + way for plane, _ in planes for k, _ in found for way in (0, 1)]
-        width = 2 * len(found)
-        shares = np.zeros((len(found), len(planes) * width), dtype=np.float32)
-        for row, (_, w) in enumerate(found):
-            for at, (_, part) in enumerate(planes):
-                column = at * width + 2 * row
-                shares[row, column], shares[row, column + 1] = part * (1.0 - w), part * w
-        return np.array(corners), shares
+        corners, own = _around(i, j, cells, len(contexts), len(chunks))
+        planes = ((1.0 - u) * (1.0 - v), (1.0 - u) * v, u * (1.0 - v), u * v)
+        shares = np.zeros(own.shape, dtype=np.float32)
+        shares[own] = [plane * side for w in places for plane in planes for side in (1.0 - w, w)]
+        return corners, shares
 
     def idle_power_w(self) -> Floats:
         """Watts at each clock while no request runs."""
@@ -129,6 +119,21 @@ class CompiledModel:
         first, second = sizes[1] * sizes[2], sizes[2]
         offsets = np.array([0, 1, second, second + 1, first, first + 1, first + second, first + second + 1])
         return base[:, None] + offsets, weights.T, bool((weights > 1.0).any())
+
+
+@lru_cache(maxsize=512)
+def _around(
+    i: int, j: int, cells: tuple[int, ...], contexts: int, chunks: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+    """Rows of a table around loads in these cells of its axes, and which of them are each load's own:
+    (rows,), (loads, rows)."""
+    low = (i * contexts + j) * chunks
+    planes = np.array([0, chunks, contexts * chunks, (contexts + 1) * chunks])[:, None, None]
+    rows = low + planes + np.array(cells)[:, None] + np.arange(2)
+    own = np.broadcast_to(np.eye(len(cells), dtype=bool)[:, None, :, None], (len(cells), *rows.shape))
+    rows, own = rows.ravel(), own.reshape(len(cells), -1)
+    rows.flags.writeable = own.flags.writeable = False
+    return rows, own
 
 
 def _cell(axis: Floats, value: float) -> tuple[int, float]:

@@ -146,9 +146,8 @@ class ClassLengths:
         if self._classes is None:
             return np.zeros(len(requests.prompt), dtype=np.intp)
         row = self._classes.classify(requests.prompt, requests.limit)
-        given = requests.hint > 0
-        if np.logical_or.reduce(given):
-            hinted = np.flatnonzero(given & (requests.hint < math.inf))
+        if np.fmax.reduce(requests.hint, initial=0.0) > 0.0:  # passes over NaN
+            hinted = np.flatnonzero((requests.hint > 0.0) & (requests.hint < math.inf))
             row[hinted] = self._hinted_rows(row[hinted], requests.hint[hinted])
         return row
 
@@ -181,7 +180,8 @@ class ClassLengths:
     def alive_and_some(
         self, requests: Requests, ahead: Floats, who: Ints, more: Floats
     ) -> tuple[Floats, Floats]:
-        """`alive` of all, and of the k at `who` after `more` (k, 2), in about the time of one of them."""
+        """`alive` of all after `ahead` (m, n), and of those at `who` (k,) after `more` (k,), in about the
+        time of one of them."""
         row = self.rows(requests)
         return self._curves.alive_and_some(row, requests.produced, ahead, requests.limit, who, more)
 

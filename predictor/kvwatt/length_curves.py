@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
-Lines = tuple[Floats, Floats]  # of each cell: what its line is at zero tokens, and its slope; (rows x CELLS,)
+Lines = tuple[
+    Floats, Floats
+]  # of each cell: what its line is at zero tokens, and its slope; (rows x _LINES,)
 
 _FINE = 64
 _PER_DOUBLING = 32
@@ -27,6 +29,7 @@ EDGES: Floats = np.concatenate(
 )
 WIDTHS: Floats = np.diff(EDGES)
 CELLS = len(WIDTHS)
+_LINES = CELLS + 1  # of a row: beyond the last edge a flat one, so that no place has to be clipped
 LONGEST_TOKENS = float(EDGES[-1])
 _TINY = 1e-200
 
@@ -46,8 +49,7 @@ def _locate(tokens: Floats) -> tuple[Ints, Floats]:
     place *= _PER_DOUBLING
     place += _FINE + 1e-9 - _PER_DOUBLING * log2(_FINE)
     np.minimum(place, inside, out=place)
-    left = place.astype(np.intp)
-    return np.minimum(left, CELLS - 1, out=left), inside
+    return place.astype(np.intp), inside
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +71,7 @@ class Curves:
 
     def survival(self, row: Ints, tokens: Floats) -> Floats:
         """S(tokens) of each row; the arguments broadcast."""
-        return _read(self._survival, row * CELLS, np.maximum(tokens, 0.0))
+        return _read(self._survival, row * _LINES, np.maximum(tokens, 0.0))
 
     def alive(self, row: Ints, produced: Floats, ahead: Floats, limit: Floats) -> Floats:
         """P(still running after `ahead` more): row, produced and limit (n,), ahead (n, m) -> (n, m)."""
@@ -82,30 +84,34 @@ class Curves:
     def alive_and_some(
         self, row: Ints, produced: Floats, ahead: Floats, limit: Floats, who: Ints, more: Floats
     ) -> tuple[Floats, Floats]:
-        """`alive` of all, and after `more` (k, 2) of the k requests at `who`: both in one read."""
-        n, size = len(row), ahead.size
-        tokens, first = np.empty(n + size + more.size), np.empty(n + size + more.size, dtype=np.intp)
-        every, some = tokens[n : n + size].reshape(ahead.shape), tokens[n + size :].reshape(more.shape)
-        tokens[:n], first[:n] = produced, row * CELLS
-        np.add(produced[:, None], ahead, out=every)
-        np.add(produced[who, None], more, out=some)
-        first[n : n + size].reshape(ahead.shape)[:] = first[:n, None]
-        first[n + size :].reshape(more.shape)[:] = first[who, None]
-        read = _read(self._survival, first, tokens)
+        """P(still running after `ahead` (m, n) more) of all n, and after `more` (k,) of those at `who` (k,):
+        both in one read."""
+        n, size = len(row), len(row) + ahead.size
+        tokens = np.empty(size + len(more))
+        every, some, first = tokens[n:size].reshape(ahead.shape), tokens[size:], row * _LINES
+        tokens[:n] = produced
+        np.add(produced, ahead, out=every)
+        np.add(produced.take(who), more, out=some)
+        cell, inside = _locate(tokens)
+        cell[:size].reshape(len(ahead) + 1, n)[:] += first
+        cell[size:] += first.take(who)
+        read = _on_line(self._survival, cell, inside)
         now = np.maximum(read[:n], _TINY)
-        alive, alive_some = read[n : n + size].reshape(ahead.shape), read[n + size :].reshape(more.shape)
-        alive /= now[:, None]
-        alive_some /= now[who, None]
-        if np.minimum.reduce(limit, initial=np.inf) < np.inf:
-            alive[(every >= limit[:, None]) & (ahead > 0.0)] = 0.0
-            alive_some[(some >= limit[who, None]) & (more > 0.0)] = 0.0
+        alive, alive_some = read[n:size].reshape(ahead.shape), read[size:]
+        alive /= now
+        alive_some /= now.take(who)
+        if np.maximum.reduce(inside, initial=0.0) >= np.minimum.reduce(limit, initial=np.inf):
+            # Who is at its limit already still runs after no more tokens.
+            end = np.maximum(limit, np.nextafter(produced, np.inf))
+            alive[every >= end] = 0.0
+            alive_some[some >= end.take(who)] = 0.0
         return alive, alive_some
 
     def residual_mean(self, row: Ints, produced: Floats, limit: Floats) -> Floats:
         """E[min(L, limit) - g | L > g]; at least one token while a request runs."""
         now = np.maximum(self.survival(row, produced), _TINY)
-        beyond = np.where(limit < LONGEST_TOKENS, _read(self._tail, row * CELLS, limit), 0.0)
-        mean = (_read(self._tail, row * CELLS, produced) - beyond) / now
+        beyond = np.where(limit < LONGEST_TOKENS, _read(self._tail, row * _LINES, limit), 0.0)
+        mean = (_read(self._tail, row * _LINES, produced) - beyond) / now
         return np.asarray(np.clip(mean, 1.0, np.maximum(limit - produced, 1.0)))
 
     def residual_quantile(self, row: Ints, produced: Floats, limit: Floats, q: float) -> Floats:
@@ -124,17 +130,21 @@ class Curves:
 
 
 def _lines(table: Floats) -> Lines:
-    slope = (table[:, 1:] - table[:, :-1]) / WIDTHS
-    return np.ravel(table[:, :-1] - slope * EDGES[:-1]), np.ravel(slope)
+    slope = np.zeros_like(table)
+    slope[:, :-1] = (table[:, 1:] - table[:, :-1]) / WIDTHS
+    return np.ravel(table - slope * EDGES), np.ravel(slope)
 
 
 def _read(lines: Lines, first: Ints, tokens: Floats) -> Floats:
     """Values at `tokens` of the rows whose cells begin at `first`."""
     left, inside = _locate(tokens)
-    at = left + first
-    value = lines[1].take(at)
-    value *= inside
-    value += lines[0].take(at)
+    return _on_line(lines, left + first, inside)
+
+
+def _on_line(lines: Lines, cell: Ints, tokens: Floats) -> Floats:
+    value = lines[1].take(cell)
+    value *= tokens
+    value += lines[0].take(cell)
     return np.asarray(value)
 
 

@@ -42,7 +42,7 @@ class FinishedRequest:
         return not self.aborted and (self.max_tokens is None or self.output_tokens < self.max_tokens)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # made at every decision: to freeze it would take a microsecond of that
 class Requests:
     """Columns of requests, each of length n. `limit` is max_tokens, inf where there is none."""
 

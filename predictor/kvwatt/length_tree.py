@@ -58,7 +58,10 @@ class Classes:
 
     def classify(self, prompt: Floats, limit: Floats) -> Ints:
         """Class of each request; -1 limits do not exist: inf stands for none."""
-        return np.asarray(self.class_of_bin[_bins(self.prompt_cuts, prompt), _bins(self.limit_cuts, limit)])
+        place = _bins(self.prompt_cuts, prompt)
+        if len(self.limit_cuts):
+            place = place * self.class_of_bin.shape[1] + _bins(self.limit_cuts, limit)
+        return self.class_of_bin.take(place)
 
 
 def fit_classes(sample: Sample, options: TreeOptions, pooled: tuple[Floats, Floats] | None = None) -> Classes:

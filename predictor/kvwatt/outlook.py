@@ -11,7 +11,7 @@ behind it. It misses, S being its own survival curve and D, M the limits of E2E 
 
 so the probabilities are S(g + K*) / S(g) and, where it is late already but catches up, one minus that.
 The clock can be raised later: what may yet change is taken at its mean, what has happened as it is.
-Arrays are (requests, clocks).
+Arrays are (clocks, requests): numpy is fastest along the longer side.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kvwatt.outlook_cohort import Cohort
+from kvwatt.outlook_cohort import Cohort, numbered
 from kvwatt.outlook_speeds import FloatArray, Speeds
 from kvwatt.present import RequestLengths
 from kvwatt.state import Slo
@@ -31,13 +31,14 @@ TTFT_RAMP = (0.85, 1.15)  # of the limit: from certainly kept to certainly misse
 TINY = 1e-9
 # Prompts to come, from their mean: standard deviations above it, each the upper end of its share.
 BURST_Z = np.array([0.0, 2.0, 3.3])
+BURST_WORST = BURST_Z.item(-1)
 BURST_SHARES = np.array([0.8, 0.15, 0.05])
 BURST_FIRST = np.array([True, False, False])[:, None, None]
 
 
 @dataclass(slots=True, eq=False)  # made at every decision, as Behind: not frozen for the time that takes
 class Waits:
-    """Seconds until the first token, and of stalls after it, per request and clock."""
+    """Seconds until the first token, and of stalls after it, per clock and request."""
 
     first_s: FloatArray
     stall_s: FloatArray
@@ -45,13 +46,13 @@ class Waits:
 
 def waits(those: Cohort, s: Speeds, clocks: npt.NDArray[np.intp], traffic: Traffic, budget: int) -> Waits:
     """`clocks`: columns to look at; `budget`: tokens per step, so that many prompts take many steps."""
-    token_s = s.token_s[clocks]
-    first_s = those.ahead_tokens[:, None] * (token_s + s.decode_s[clocks] / budget)
+    token_s = s.token_s.take(clocks)
+    first_s = (token_s + s.decode_s.take(clocks) / budget)[:, None] * those.ahead_tokens
     if those.kv_wait_tokens is not None and those.decoding > 0:
         # Each ending frees what a request holds, and each token of the others takes one.
         freed = those.decoding * max(those.kv_each_tokens / max(traffic.output_mean_tokens, 1.0) - 1.0, 0.1)
-        first_s = np.maximum(first_s, those.kv_wait_tokens[:, None] / freed * s.tbt_s[clocks])
-    return Waits(first_s, those.behind_tokens[:, None] * token_s)
+        first_s = np.maximum(first_s, (s.tbt_s.take(clocks) / freed)[:, None] * those.kv_wait_tokens)
+    return Waits(first_s, token_s[:, None] * those.behind_tokens)
 
 
 def expected_misses(
@@ -69,28 +70,28 @@ def expected_misses(
 
     `strain`, 0 to 1: how little room the top clock has to make good what a burst takes; without it chance
     does not count."""
-    tau = s.tbt_s[clocks]
+    tau = s.tbt_s.take(clocks)
     kept = 1.0 - margin
     behind = NOBODY
     if slo.tbt is not None:
         limit_s = kept * slo.tbt.limit_s
-        slack_s = limit_s * np.maximum(those.requests.produced - 1.0, 0.0) - those.decoding_s
+        slack_s = np.maximum(limit_s * those.requests.produced - limit_s, 0.0) - those.decoding_s
         behind = behind_pace(those, slack_s, wait.stall_s, limit_s - tau, strain * s.scatter_s(clocks))
     if slo.e2e is not None:
-        left_s = (kept * slo.e2e.limit_s - those.age_s)[:, None] - wait.first_s
+        left_s = (kept * slo.e2e.limit_s - those.age_s) - wait.first_s
         left_s -= wait.stall_s
         ahead = np.maximum(left_s, 0.0, out=left_s)
-        ahead /= tau
+        ahead /= tau[:, None]
     else:
-        ahead = np.zeros((len(those.weight), 0))
-    alive, ends = lengths.alive_and_some(those.requests, ahead, behind.who, behind.between)
-    rows = []
+        ahead = np.zeros((0, len(those.weight)))
+    alive, ends = lengths.alive_and_some(those.requests, ahead, behind.who, behind.more)
+    rows: list[FloatArray] = []
     if slo.ttft is not None:
         rows.append(_late(those, wait, kept * slo.ttft.limit_s))
     if slo.tbt is not None:
         rows.append(behind.misses(ends, len(clocks)))
     if slo.e2e is not None:
-        rows.append(those.weight @ alive)  # 1 where nothing is left
+        rows.append(alive @ those.weight)  # 1 where nothing is left
     found = np.array(rows).reshape(len(rows), len(clocks))
     return np.maximum.accumulate(found[:, ::-1], axis=1)[:, ::-1]
 
@@ -98,10 +99,14 @@ def expected_misses(
 def _late(those: Cohort, wait: Waits, limit_s: float) -> FloatArray:
     """Requests whose first token is expected too late, (clocks,)."""
     low_s, high_s = limit_s * TTFT_RAMP[0], limit_s * TTFT_RAMP[1]
-    who = (~those.started).nonzero()[0]
-    late = wait.first_s[who] + (those.age_s[who] - low_s)[:, None]
+    first = int(those.started.argmin())  # those to come have not started, nor have most behind the first
+    beyond_s = those.age_s[first:] - low_s
+    if np.maximum.reduce(beyond_s + wait.first_s[0, first:]) <= 0.0:
+        return np.zeros(len(wait.first_s))  # nobody at the lowest clock
+    late = wait.first_s[:, first:] + beyond_s
     late *= 1.0 / (high_s - low_s)
-    return np.asarray(those.weight[who] @ np.minimum(np.maximum(late, 0.0, out=late), 1.0, out=late))
+    np.minimum(np.maximum(late, 0.0, out=late), 1.0, out=late)
+    return np.asarray(late @ (those.weight[first:] * ~those.started[first:]))
 
 
 @dataclass(slots=True, eq=False)
@@ -109,19 +114,21 @@ class Behind:
     """Pairs of a request and a clock at which it would miss the mean time between tokens if it ended between
     two numbers of further tokens."""
 
-    who: npt.NDArray[np.intp]
+    who: npt.NDArray[np.intp]  # (2 x pairs,)
+    more: FloatArray  # tokens from which on it is behind, of all pairs; then until when: (2 x pairs,)
     column: npt.NDArray[np.intp]
-    between: FloatArray  # (pairs, 2)
     weight: FloatArray
 
     def misses(self, alive: FloatArray, clocks: int) -> FloatArray:
-        """Requests expected to miss, (clocks,), where `alive` after `between` with these chances."""
-        ending = np.maximum(alive[:, 0] - alive[:, 1], 0.0)
-        return np.asarray(np.bincount(self.column, self.weight * ending, clocks), dtype=np.float64)
+        """Requests expected to miss, (clocks,), where `alive` after `more` with these chances."""
+        pairs = len(self.column)
+        ending = np.maximum(alive[:pairs] - alive[pairs:], 0.0)
+        ending *= self.weight
+        return np.asarray(np.bincount(self.column, ending, clocks), dtype=np.float64)
 
 
 _NONE = np.zeros(0, dtype=np.intp)
-NOBODY = Behind(_NONE, _NONE, np.zeros((0, 2)), np.zeros(0))
+NOBODY = Behind(_NONE, np.zeros(0), _NONE, np.zeros(0))
 
 
 def behind_pace(
@@ -129,39 +136,38 @@ def behind_pace(
 ) -> Behind:
     """Who would miss the mean time between tokens if it ended when.
 
-    `slack_s` (requests,) less `stall_s` (requests, clocks): what each may still lose; it gains `gain_s` with
+    `slack_s` (requests,) less `stall_s` (clocks, requests): what each may still lose; it gains `gain_s` with
     every token and loses z `scatter_s` sqrt(tokens) by prompts to come. It is behind between the roots of a
     quadratic in the square root of the tokens. Few requests and clocks have such roots.
     """
     # Who has no such roots at the lowest clock has none at any.
-    lowest_s = slack_s - stall_s[:, 0]
-    b_lowest, gain_lowest = BURST_Z[-1] * float(scatter_s[0]), float(gain_s[0])
-    if gain_lowest > 0.0:
-        near = (lowest_s < b_lowest * b_lowest / (4.0 * gain_lowest)).nonzero()[0]
+    b_lowest, gain_lowest = BURST_WORST * float(scatter_s[0]), float(gain_s[0])
+    if gain_lowest > TINY:
+        most_s = b_lowest * b_lowest / (4.0 * gain_lowest)
+        near = (slack_s - stall_s[0] < most_s).nonzero()[0]
         if not len(near):
             return NOBODY
-        slack = slack_s[near, None] - stall_s[near]
+        slack = slack_s.take(near) - stall_s.take(near, axis=1)
     else:
-        near, slack = np.arange(len(slack_s)), slack_s[:, None] - stall_s
+        near, slack = numbered(len(slack_s)), slack_s - stall_s
     b = BURST_Z[:, None] * scatter_s
-    disc = (b * b)[:, None, :] - (4.0 * gain_s) * slack
+    disc = (b * b)[:, :, None] - (4.0 * gain_s)[:, None] * slack
     # Where tokens come too slowly on average, chance adds little: level 0 stands for all.
-    found = disc > 0.0 if gain_lowest > 0.0 else np.where(gain_s > 0.0, disc > 0.0, BURST_FIRST)
-    level, row, column = found.nonzero()
-    gain = gain_s[column]
-    swing = disc[found]
-    if gain_lowest <= 0.0:
-        np.maximum(swing, 0.0, out=swing)
-    np.sqrt(swing, out=swing)
-    swing += b[level, column]
-    between = np.empty((len(row), 2))
-    between[:, 0] = 2.0 * np.maximum(slack[row, column], 0.0) / np.maximum(swing, TINY)
-    between[:, 1] = np.minimum(0.5 * swing / np.maximum(gain, TINY), 1e3)
-    between *= between
-    weight = those.weight[near][row]
-    if gain_lowest > 0.0:
-        weight *= BURST_SHARES[level]
-    else:
-        between[gain <= 0.0, 1] = np.inf
-        weight *= np.where(gain > 0.0, BURST_SHARES[level], 1.0)
-    return Behind(near[row], column, between, weight)
+    found = disc > 0.0
+    if gain_lowest <= TINY:
+        found = np.where(gain_s[:, None] > 0.0, found, BURST_FIRST)
+        np.maximum(disc, TINY * TINY, out=disc)
+    level, column, row = found.nonzero()
+    swing, gain, who = np.sqrt(disc[found]), gain_s.take(column), near.take(row)
+    swing += BURST_Z.take(level) * scatter_s.take(column)
+    more = np.empty((2, len(row)))
+    np.divide(np.maximum(slack[column, row], 0.0), 0.5 * swing, out=more[0])
+    np.divide(0.5 * swing, np.maximum(gain, TINY), out=more[1])
+    np.minimum(more[1], 1e3, out=more[1])
+    more *= more
+    share = BURST_SHARES.take(level)
+    if gain_lowest <= TINY:
+        slow = gain <= 0.0
+        more[1, slow], share[slow] = np.inf, 1.0
+    share *= those.weight.take(who)
+    return Behind(np.concatenate((who, who)), more.ravel(), column, share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
-from math import exp, sqrt
+from math import exp, inf, nan, sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ USUAL_TBT_S = 0.05  # only sizes the time in which a request to come may meet a 
 TINY = 1e-9
 # Columns of a cohort's table.
 ARRIVAL, FIRST, PROMPT, COMPUTED, PRODUCED, WEIGHT, LIMIT, HINT = range(8)
+_NONE, _NOTHING, _ENDLESS = ([value] * len(COMING_LEVELS) for value in (nan, 0.0, inf))
 
 
 @lru_cache(maxsize=8)  # by identity: between two pages the traffic is one and the same object
@@ -59,15 +60,11 @@ def _coming(
     prompts = [_at(level, quantiles) for level in COMING_LEVELS]
     met = [_at(1.0 - (1.0 - level) / any_met, quantiles) for level in COMING_LEVELS]
     ahead = [count * prompt_mean + z * spread + own for z, own in zip(COMING_Z, prompts, strict=True)]
-    columns = np.empty((8, len(prompts)))
-    # Their prompts count as computed, for nobody waits behind them yet.
-    columns[PROMPT] = columns[COMPUTED] = prompts
-    columns[PRODUCED], columns[LIMIT], columns[HINT], columns[FIRST] = 0.0, np.inf, np.nan, np.nan
-    columns[WEIGHT] = [arrival_per_s * COMING_S * share for share in COMING_SHARES]
-    found = columns, np.array(ahead), np.array(met)
-    for shared in found:
-        shared.flags.writeable = False
-    return found
+    weights = [arrival_per_s * COMING_S * share for share in COMING_SHARES]
+    # In the order of a cohort's columns. Their prompts count as computed, for nobody waits behind them yet.
+    table = np.array([_NONE, _NONE, prompts, prompts, _NOTHING, weights, _ENDLESS, _NONE, ahead, met])
+    table.flags.writeable = False
+    return table[:8], table[8], table[9]
 
 
 def _at(level: float, quantiles: Sequence[float]) -> float:

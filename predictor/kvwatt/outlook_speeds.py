@@ -33,7 +33,7 @@ class Speeds:
 
     def scatter_s(self, clocks: npt.NDArray[np.intp]) -> FloatArray:
         """Standard deviation of the stalls by prompts to come, over one token, at some of the clocks."""
-        return np.asarray(self.token_s[clocks] * np.sqrt(self.swing * self.tbt_s[clocks]))
+        return np.asarray(self.token_s.take(clocks) * np.sqrt(self.swing * self.tbt_s.take(clocks)))
 
 
 def speeds(

@@ -135,4 +135,4 @@ def _octave(tokens: Floats) -> npt.NDArray[np.intp]:
 
 def _octave_of(tokens: float) -> int:
     """`_octave` of one number, 0 or more."""
-    return min(math.floor(math.log2(max(tokens, 0.5))) + 1, _OCTAVES - 1)
+    return min(int(tokens).bit_length(), _OCTAVES - 1)

@@ -29,7 +29,7 @@ class RequestLengths(Protocol):
     def alive_and_some(
         self, requests: Requests, ahead: FloatArray, who: npt.NDArray[np.intp], more: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        """Of all, and of those at `who` (k,) after `more` (k, 2)."""
+        """Of all after `ahead` (m, n), and of those at `who` (k,) after `more` (k,): (m, n) and (k,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class _SameForAll:
     def alive_and_some(
         self, requests: Requests, ahead: FloatArray, who: npt.NDArray[np.intp], more: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        return self.alive(requests, ahead), self.alive(requests.select(who), more)
+        return self.alive(requests, ahead.T).T, self.alive(requests.select(who), more[:, None])[:, 0]
 
 
 def _from_requests(

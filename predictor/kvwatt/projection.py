@@ -44,7 +44,7 @@ class KnownLengths:
     def alive_and_some(
         self, requests: Requests, ahead: FloatArray, who: npt.NDArray[np.intp], more: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        return self.alive(requests, ahead), self.alive(requests.select(who), more)
+        return self.alive(requests, ahead.T).T, self.alive(requests.select(who), more[:, None])[:, 0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def decide_by_request(
     if smooth is not None:
         fast &= smooth
     fast[: asked[0]] = False
-    first_s = wait.first_s[-1] @ between
+    first_s = wait.first_s[:, -1] @ between
     scene = _weigh(now_s, model, those, pace, first_s, between, misses, standings, traffic, fast, smooth)
     refused = _overload(scene)
     if refused is not None:
