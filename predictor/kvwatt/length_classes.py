@@ -146,8 +146,9 @@ class ClassLengths:
         if self._classes is None:
             return np.zeros(len(requests.prompt), dtype=np.intp)
         row = self._classes.classify(requests.prompt, requests.limit)
-        if np.fmax.reduce(requests.hint, initial=0.0) > 0.0:  # passes over NaN
-            hinted = np.flatnonzero((requests.hint > 0.0) & (requests.hint < math.inf))
+        given = requests.hint > 0.0
+        if len(given) and given.item(given.argmax()):  # faster than any()
+            hinted = np.flatnonzero(given & (requests.hint < math.inf))
             row[hinted] = self._hinted_rows(row[hinted], requests.hint[hinted])
         return row
 

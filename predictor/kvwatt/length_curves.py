@@ -32,6 +32,7 @@ CELLS = len(WIDTHS)
 _LINES = CELLS + 1  # of a row: beyond the last edge a flat one, so that no place has to be clipped
 LONGEST_TOKENS = float(EDGES[-1])
 _TINY = 1e-200
+_AT_ONE = _FINE + 1e-9 - _PER_DOUBLING * log2(_FINE)  # the edge's number is this and 32 log2 of the length
 
 
 def cell_of(tokens: npt.ArrayLike) -> Ints:
@@ -44,10 +45,10 @@ def _locate(tokens: Floats) -> tuple[Ints, Floats]:
     """Left edge of each length's cell, and the length within the table; in closed form, a decision asks for
     hundreds. Beyond the first cells the edge's number is below the length, and just it at their end."""
     inside = np.minimum(tokens, LONGEST_TOKENS)
-    place = np.asarray(np.maximum(inside, _FINE))  # of a single length, too
+    place = np.asarray(np.maximum(inside, float(_FINE)))  # of a single length, too
     np.log2(place, out=place)
     place *= _PER_DOUBLING
-    place += _FINE + 1e-9 - _PER_DOUBLING * log2(_FINE)
+    place += _AT_ONE
     np.minimum(place, inside, out=place)
     return place.astype(np.intp), inside
 
@@ -93,14 +94,15 @@ class Curves:
         np.add(produced, ahead, out=every)
         np.add(produced.take(who), more, out=some)
         cell, inside = _locate(tokens)
-        cell[:size].reshape(len(ahead) + 1, n)[:] += first
-        cell[size:] += first.take(who)
+        cell_every, cell_some = cell[:size].reshape(len(ahead) + 1, n), cell[size:]
+        cell_every += first
+        cell_some += first.take(who)
         read = _on_line(self._survival, cell, inside)
         now = np.maximum(read[:n], _TINY)
         alive, alive_some = read[n:size].reshape(ahead.shape), read[size:]
         alive /= now
         alive_some /= now.take(who)
-        if np.maximum.reduce(inside, initial=0.0) >= np.minimum.reduce(limit, initial=np.inf):
+        if n and tokens.item(tokens.argmax()) >= limit.item(limit.argmin()):  # faster than reduce
             # Who is at its limit already still runs after no more tokens.
             end = np.maximum(limit, np.nextafter(produced, np.inf))
             alive[every >= end] = 0.0

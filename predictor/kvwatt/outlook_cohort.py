@@ -33,6 +33,9 @@ FloatArray = npt.NDArray[np.float64]
 SHRINK_REQUESTS = 4.0  # the KV tokens of a request lean on what lengths say with this weight
 MOST_DECODES, LOOKED_AT = 96, 48  # of more than so many that decode, so many are looked at
 TURN_S = 0.1
+# Rows of a cohort's terms: age, prompt tokens ahead, 1, prompt tokens behind, seconds since the first token
+# (0 before it), gaps between the tokens so far.
+AGE, AHEAD, ONE, BEHIND, DECODING, GAPS = range(6)
 
 
 @dataclass(slots=True, eq=False)  # made at every decision: to freeze it would take a microsecond of that
@@ -41,15 +44,22 @@ class Cohort:
 
     requests: Requests
     weight: FloatArray
-    age_s: FloatArray
-    decoding_s: FloatArray  # since the first token; 0 before it
     started: npt.NDArray[np.bool_]
-    ahead_tokens: FloatArray  # prompt tokens computed until its first token, its own included
-    behind_tokens: FloatArray  # prompt tokens that will stall it while it decodes
+    terms: FloatArray  # (6, requests): AGE, AHEAD ... of each, in which what it waits and may lose is linear
     kv_wait_tokens: FloatArray | None  # KV cache to become free before its admission; None: free for all
     decoding: float  # requests that decode
     kv_each_tokens: float
     inside: float  # requests, those to come included
+
+    @property
+    def ahead_tokens(self) -> FloatArray:
+        """Prompt tokens computed until its first token, its own included."""
+        return np.asarray(self.terms[AHEAD])
+
+    @property
+    def behind_tokens(self) -> FloatArray:
+        """Prompt tokens that will stall it while it decodes."""
+        return np.asarray(self.terms[BEHIND])
 
     def open(self, metric: Metric) -> float:
         """Requests that may still keep or miss a promise."""
@@ -67,10 +77,13 @@ def cohort(
     table[ARRIVAL, listed:] = now_s
     prompt, computed, produced, weight, limit, hint = table[PROMPT:]
     started = table[FIRST] == table[FIRST]  # not NaN
-    age_s, decoding_s = np.fmax(now_s - table[:PROMPT], 0.0)  # 0 of NaN
+    terms = np.zeros((6, len(prompt)))
+    np.fmax(now_s - table[:PROMPT], 0.0, out=terms[AGE::DECODING])  # both ages; 0 of NaN
+    terms[ONE] = 1.0
+    np.maximum(produced - 1.0, 0.0, out=terms[GAPS])
     queued = (computed < prompt).nonzero()[0]
     length = prompt + produced
-    ahead, behind = np.zeros((2, len(prompt)))
+    ahead, behind = terms[AHEAD], terms[BEHIND]
     queue, decodes, decoding = 0.0, weight[:listed], inside
     if len(queued):
         queue = _queue(queued, weight * (length - computed), ahead, behind[:listed])
@@ -84,11 +97,8 @@ def cohort(
     return Cohort(
         requests=Requests(prompt, produced, limit, hint, numbered(len(prompt))),
         weight=weight,
-        age_s=age_s,
-        decoding_s=decoding_s,
         started=started,
-        ahead_tokens=ahead,
-        behind_tokens=behind,
+        terms=terms,
         kv_wait_tokens=_kv_wait(computed, queued, ahead, columns[PROMPT], free_tokens, queue),
         decoding=decoding,
         kv_each_tokens=(held + SHRINK_REQUESTS * usual) / (decoding + SHRINK_REQUESTS),

@@ -57,20 +57,33 @@ def _coming(
     # Where few come, the mean share of prompts says little, and one long prompt by chance breaks the mean of
     # a short answer.
     any_met = max(1.0 - exp(-arrival_per_s * output_mean * USUAL_TBT_S), TINY)
-    prompts = [_at(level, quantiles) for level in COMING_LEVELS]
+    prompts = [_between(place, quantiles) for place in _PLACES]
     met = [_at(1.0 - (1.0 - level) / any_met, quantiles) for level in COMING_LEVELS]
     ahead = [count * prompt_mean + z * spread + own for z, own in zip(COMING_Z, prompts, strict=True)]
     weights = [arrival_per_s * COMING_S * share for share in COMING_SHARES]
     # In the order of a cohort's columns. Their prompts count as computed, for nobody waits behind them yet.
-    table = np.array([_NONE, _NONE, prompts, prompts, _NOTHING, weights, _ENDLESS, _NONE, ahead, met])
+    rows = (*_NONE, *_NONE, *prompts, *prompts, *_NOTHING, *weights, *_ENDLESS, *_NONE, *ahead, *met)
+    table = np.array(rows).reshape(10, len(prompts))
     table.flags.writeable = False
     return table[:8], table[8], table[9]
 
 
 def _at(level: float, quantiles: Sequence[float]) -> float:
     """A quantile of prompts from those at PROMPT_LEVELS; no tokens at level 0 and below."""
-    if level <= 0.0:
-        return 0.0
+    return _between(_place(level), quantiles) if level > 0.0 else 0.0
+
+
+def _between(place: tuple[int, float], quantiles: Sequence[float]) -> float:
+    above, share = place
+    below = quantiles[above - 1]
+    return below + share * (quantiles[above] - below)
+
+
+def _place(level: float) -> tuple[int, float]:
+    """Which of LEVELS is just above, and how far on the way there from the one before."""
     above = max(bisect_left(LEVELS, level), 1)
     low, high = LEVELS[above - 1], LEVELS[above]
-    return quantiles[above - 1] + (level - low) / (high - low) * (quantiles[above] - quantiles[above - 1])
+    return above, (level - low) / (high - low)
+
+
+_PLACES = tuple(map(_place, COMING_LEVELS))

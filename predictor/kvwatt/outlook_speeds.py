@@ -31,10 +31,6 @@ class Speeds:
     power_w: FloatArray
     swing: float  # variance of the prompt tokens that come in a second
 
-    def scatter_s(self, clocks: npt.NDArray[np.intp]) -> FloatArray:
-        """Standard deviation of the stalls by prompts to come, over one token, at some of the clocks."""
-        return np.asarray(self.token_s.take(clocks) * np.sqrt(self.swing * self.tbt_s.take(clocks)))
-
 
 def speeds(
     model: CompiledModel, batch: float, kv_each: float, traffic: Traffic, shape: EngineShape, factor: float

@@ -8,7 +8,7 @@ towards all steps of its kind (with or without prompts), those towards no correc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +88,7 @@ class PaceCorrection:
 
     def paced(self, model: CompiledModel) -> CompiledModel:
         """The model as corrected by now; what is learned later does not change it."""
-        own = {name: getattr(model, name) for name in CompiledModel.__slots__}
+        own = {side.name: getattr(model, side.name) for side in fields(CompiledModel) if side.init}
         return PacedModel(**own, log_factor=self._log_factor.copy())
 
     def factor(self, decode_batch: Floats, prefill: Floats) -> Floats:

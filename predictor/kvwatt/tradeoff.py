@@ -37,6 +37,9 @@ LOW_GRAIN = 4  # clocks; from so many at once on a clock is looked at
 WORTH_S = 10.0  # about the time a request runs: for so long a clock's power and misses are compared
 LOST_SHARE = 0.3  # of the requests that a promise is open for; with more of them lost, the fastest drain
 ADDED_SHARE = 0.012  # of the requests inside: no clock is chosen that would lose more than the top clock
+BINDS = {metric: Binding(metric.value) for metric in Metric}
+BREAKS = frozenset((*BINDS.values(), Binding.ITL))
+NAMES = {metric: metric.upper() for metric in Metric}
 
 
 @dataclass(slots=True, eq=False)  # made at every decision: to freeze it would take a microsecond of that
@@ -96,8 +99,8 @@ def decide_by_request(
     smooth = _smooth(pace, traffic, shape, slo, params)
     if smooth is not None:
         fast &= smooth
-    fast[: asked[0]] = False
-    first_s = wait.first_s[:, -1] @ between
+    fast[:low] = False
+    first_s = wait.first_s(those, -1) @ between
     scene = _weigh(now_s, model, those, pace, first_s, between, misses, standings, traffic, fast, smooth)
     refused = _overload(scene)
     if refused is not None:
@@ -109,8 +112,8 @@ def _strain(pace: Speeds, slo: Slo) -> float:
     """Share of the limit that the time between tokens takes at the top clock under twice the prompts."""
     if slo.tbt is None:
         return 0.0
-    left = 1.0 - min(2.0 * float(pace.share[-1]), MAX_PREFILL_SHARE)
-    return min(float(pace.decode_s[-1]) / left / slo.tbt.limit_s, 1.0)
+    left = 1.0 - min(2.0 * pace.share.item(-1), MAX_PREFILL_SHARE)
+    return min(pace.decode_s.item(-1) / left / slo.tbt.limit_s, 1.0)
 
 
 def _smooth(
@@ -132,7 +135,7 @@ def _lowest(fast: npt.NDArray[np.bool_], pace: Speeds, slo: Slo, margin: float) 
     return min(-(-low // LOW_GRAIN) * LOW_GRAIN, len(fast) - 1)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=1024)  # of 10 kB; one takes as long as a third of a decision
 def _spread(low: int, count: int, around: int) -> tuple[npt.NDArray[np.intp], FloatArray]:
     """Columns of the clocks asked, from `low` to the top, and what interpolates between them:
     (asked, clocks)."""
@@ -158,7 +161,7 @@ def _weigh(
     smooth: npt.NDArray[np.bool_] | None,
 ) -> _Scene:
     power_w = pace.power_w
-    power_range_w = float(np.maximum.reduce(power_w) - np.minimum.reduce(power_w))
+    power_range_w = power_w.item(power_w.argmax()) - power_w.item(power_w.argmin())
     metrics = tuple(standings)
     total_j = power_w * WORTH_S
     lost: list[float] = []
@@ -206,7 +209,7 @@ def _overload(scene: _Scene) -> str | None:
 
 
 def _choose(scene: _Scene, applied: Applied, params: PolicyParams) -> Decision:
-    best = int(np.argmin(scene.total_j))
+    best = int(scene.total_j.argmin())
     current = _index(scene.clocks_mhz, applied.clock_mhz)
     if applied.clock_mhz is None or not scene.allowed[current] or best >= current:
         return _verdict(scene, best)
@@ -238,9 +241,9 @@ def _verdict(scene: _Scene, i: int, dwell: str | None = None) -> Decision:
 
 def _told(scene: _Scene, i: int) -> str:
     at_clock = zip(scene.metrics, scene.misses[:, i].tolist(), strict=True)
-    counts = ", ".join([f"{n:.2f} miss {m.upper()}" for m, n in at_clock])
+    counts = ", ".join([f"{n:.2f} miss {NAMES[m]}" for m, n in at_clock])
     spent = ", ".join(
-        [f"{s.missed:.0f} of {s.seen:.0f} {m.upper()}" for m, s in scene.standings.items() if s.seen > 0]
+        [f"{s.missed:.0f} of {s.seen:.0f} {NAMES[m]}" for m, s in scene.standings.items() if s.seen > 0]
     )
     said = f"of {scene.those.inside:.0f} requests {counts} expected" if counts else "no promises configured"
     return f"{said} (missed so far: {spent})" if spent else said
@@ -260,23 +263,21 @@ def _why_not_lower(scene: _Scene, i: int) -> tuple[Binding, str]:
         return Binding.ENERGY, f"{below} MHz would keep the promises but save nothing"
     worst = more_j.index(max(more_j))
     metric = scene.metrics[worst]
-    return Binding(metric.value), (
-        f"{below} MHz would break {metric.upper()}: {more[worst]:.3f} more misses to save {saved_w:.1f} W"
+    return BINDS[metric], (
+        f"{below} MHz would break {NAMES[metric]}: {more[worst]:.3f} more misses to save {saved_w:.1f} W"
     )
 
 
 def _decision(scene: _Scene, clock_mhz: int | None, i: int, binding: Binding, reason: str) -> Decision:
-    lower_breaks = binding in (Binding.TTFT, Binding.TBT, Binding.E2E, Binding.ITL)
-    batch = scene.traffic.arrival_per_s * scene.traffic.output_mean_tokens * float(scene.pace.tbt_s[i])
+    lower_breaks = binding in BREAKS
+    batch = scene.traffic.arrival_per_s * scene.traffic.output_mean_tokens * scene.pace.tbt_s.item(i)
     return Decision(
         decided_s=scene.now_s,
         clock_mhz=clock_mhz,
         binding=binding,
         reason=reason,
-        chosen=_forecast(scene, i, bool(scene.allowed[i])),
-        next_lower=_forecast(scene, i - 1, bool(scene.allowed[i - 1]) and not lower_breaks)
-        if i > 0
-        else None,
+        chosen=_forecast(scene, i, scene.allowed.item(i)),
+        next_lower=_forecast(scene, i - 1, scene.allowed.item(i - 1) and not lower_breaks) if i > 0 else None,
         at_default=_forecast(scene, len(scene.clocks_mhz) - 1, clock_mhz is not None),
         projected_batch=batch,
         projected_kv_tokens=batch * scene.those.kv_each_tokens,
@@ -285,13 +286,12 @@ def _decision(scene: _Scene, clock_mhz: int | None, i: int, binding: Binding, re
 
 def _forecast(scene: _Scene, i: int, feasible: bool) -> Forecast:
     """What a request that arrives now has to expect: first token behind a burst, a long answer."""
-    first_s = float(scene.first_s[i])
-    tbt_s = float(scene.pace.tbt_s[i])
+    first_s, tbt_s = scene.first_s.item(i), scene.pace.tbt_s.item(i)
     return Forecast(
         clock_mhz=scene.clocks_mhz[i],
         tbt_s=tbt_s,
         ttft_s=first_s,
         e2e_s=first_s + scene.traffic.output_high_tokens * tbt_s,
-        power_w=float(scene.pace.power_w[i]),
+        power_w=scene.pace.power_w.item(i),
         feasible=feasible,
     )

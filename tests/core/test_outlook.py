@@ -12,8 +12,9 @@ from worlds import SLO, model, shape, traffic
 
 from kvwatt.attainment import Tally, targets
 from kvwatt.budget import Budget
-from kvwatt.outlook import BURST_SHARES, BURST_Z, behind_pace, expected_misses, waits
-from kvwatt.outlook_cohort import MOST_DECODES, TURN_S, cohort
+from kvwatt.outlook import expected_misses, waits
+from kvwatt.outlook_behind import BURST_SHARES, BURST_Z, behind_pace
+from kvwatt.outlook_cohort import DECODING, GAPS, MOST_DECODES, TURN_S, cohort
 from kvwatt.outlook_coming import COMING_S, COMPUTED, PROMPT, WEIGHT, coming
 from kvwatt.outlook_speeds import FloatArray, speeds
 from kvwatt.projection import KnownLengths
@@ -96,8 +97,9 @@ def test_what_prompts_to_come_may_do_is_counted(
     requests = tuple(RequestState(NOW_S, 500, 500, 1, first_token_s=NOW_S) for _ in those)
     group = cohort(NOW_S, EngineState(NOW_S, size, 0, 0.0, requests), QUIET, shape(), 0.5)
     total = KnownLengths(np.array([1 + more for _, more in those] + [1] * 3, dtype=np.float64))
-    slack_s, stall_s = np.array([s for s, _ in those] + [9.0] * 3), np.zeros((2, size + 3))
-    found = behind_pace(group, slack_s, stall_s, np.array([-gain_s, gain_s]), np.full(2, scatter_s))
+    group.terms[DECODING], group.terms[GAPS] = [-s for s, _ in those] + [-9.0] * 3, 0.0
+    gains_s = np.array([-gain_s, gain_s])
+    found = behind_pace(group, 1.0, np.zeros(2), 1.0 - gains_s, np.full(2, scatter_s))
     _, alive = total.alive_and_some(group.requests, np.zeros((0, size + 3)), found.who, found.more)
     late, often = found.misses(alive, 2)
     expected, edge, behind = 0.0, 0.0, 0.0
