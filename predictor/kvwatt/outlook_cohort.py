@@ -18,7 +18,6 @@ from kvwatt.outlook_coming import (
     ARRIVAL,
     COMING_LEVELS,
     COMING_S,
-    COMPUTED,
     FIRST,
     LIMIT,
     PROMPT,
@@ -116,35 +115,36 @@ def _queue(queued: npt.NDArray[np.intp], tokens: FloatArray, ahead: FloatArray, 
     return queue
 
 
-def _told_of(now_s: float, requests: Sequence[RequestState]) -> tuple[Sequence[RequestState], float]:
-    """Those that are looked at, and for how many of those that decode each of them stands.
+def _told_of(now_s: float, requests: Sequence[RequestState]) -> tuple[Sequence[RequestState], int, float]:
+    """Those that are looked at; how many of them, the first ones, stand for all that decode, and each for how
+    many.
 
     All, up to MOST_DECODES. Of more every second, third ... that decodes, in turn, so that a decision costs
     the same whatever the batch; who has prompt left to compute is always looked at."""
     if len(requests) <= MOST_DECODES:
-        return requests, 1.0
+        return requests, 0, 1.0
     prompts = [r for r in requests if r.computed_prompt_tokens < r.prompt_tokens]
     decodes = requests
     if prompts:
         decodes = [r for r in requests if r.computed_prompt_tokens >= r.prompt_tokens]
         if not decodes:  # a batch that has just come
-            return prompts, 1.0
+            return prompts, 0, 1.0
     every = -(-len(decodes) // LOOKED_AT)
     some = decodes[round(now_s / TURN_S) % every :: every]
-    return [*some, *prompts], len(decodes) / len(some)
+    return [*some, *prompts], len(some), len(decodes) / len(some)
 
 
 def _columns(now_s: float, state: EngineState) -> tuple[FloatArray, float]:
     """The columns of each request, with room for those to come: (8, requests), None being NaN and no limit
     inf; and how many requests they are in all."""
-    requests, each = _told_of(now_s, state.requests)
+    requests, sampled, each = _told_of(now_s, state.requests)
     count = len(requests)
     table = np.empty((8, count + len(COMING_LEVELS)))
     table[:, :count] = _told(requests).T
     limit, weight = table[LIMIT, :count], table[WEIGHT, :count]
     np.fmin(limit, np.inf, out=limit)
-    if each > 1.0:
-        weight[table[COMPUTED, :count] >= table[PROMPT, :count]] *= each
+    if sampled:
+        weight[:sampled] *= each
     known, inside = float(np.add.reduce(weight)), float(state.running + state.waiting)
     if not 0.0 < known < inside:
         return table, known
