@@ -8,8 +8,9 @@ rises exponentially where more was missed than planned, and falls where less was
     price = usual x exp(GAIN x (missed + lost - planned) / (SOFT + SPREAD x seen))
 
 with `lost` the requests inside that would miss even at the top clock, and `planned` the permitted misses
-less a reserve. It falls little: what was saved up in quiet hours would else be spent in the first busy
-minute. While traffic rises beyond chance it falls not at all: what the next minute needs is not known yet.
+less a reserve. It falls little, and that of E2E not at all: what was saved up in quiet hours would else be
+spent in the first busy minute. While traffic rises beyond chance the least price is higher: what the next
+minute needs is not known yet.
 
 That law is slow on purpose and spends beyond plan before it answers. Misses that no clock avoids come on top,
 by chance and in clusters: where the driver default itself needs most of what is permitted, one spent by us
@@ -40,10 +41,13 @@ from kvwatt.state import Metric, SloTarget
 GAIN = 3.0
 SOFT_MISSES = 3.0
 SPREAD = 0.002
-MIN_LOG, MAX_LOG = -1.0, 6.0
-SURGE_LOG = 2.5  # by so much more comes the least price while traffic rises
+MAX_LOG = 6.0
+SURGE_LOG = 1.4  # of the least price while traffic rises
 # Seconds of the clocks' whole range of power that a miss is worth to begin with.
-USUAL_S = {Metric.E2E: 1.5, Metric.TTFT: 1.0, Metric.TBT: 3.0}
+USUAL_S = {Metric.E2E: 2.0, Metric.TTFT: 1.0, Metric.TBT: 3.0}
+# Logarithm of the least price. E2E's never falls: in quiet hours the lowest clocks would spend misses and
+# save next to nothing, for at them the batch grows until it takes what the clock saves.
+MIN_LOG = {Metric.E2E: 0.0, Metric.TTFT: -1.0, Metric.TBT: -1.0}
 # Twice the usual traffic breaks TBT for many at once where the top clock has no room for it; to pay when it
 # comes is too late, so that every miss costs so many times more from the start.
 STRAIN = 12.0
@@ -52,8 +56,9 @@ RUIN, GUARD_Z = 0.05, 1.64  # five in a hundred, of each
 # capacity, where it matters; the geometric middle of those.
 CLUSTERING = 11.0
 # A price that swings far loses energy for the misses it avoids: held for half an hour on an A100 at 90 %, e^4
-# times the usual one leaves 6 of them and saves 18 %, e^6 none and 11 %.
-GUARD_SLOPE, GUARD_LOG = 0.5, 4.5
+# times the usual one leaves 6 of them and saves 18 %, e^6 none and 11 %. So the guard raises the least price
+# to e^GUARD_LOG at most.
+GUARD_SLOPE, GUARD_LOG = 0.5, 3.3
 NOTHING = Tally()
 
 
@@ -80,6 +85,7 @@ class Budget:
         tally = self.tallies.get(metric, NOTHING)
         permitted = 1.0 - target.quantile
         usual_s = USUAL_S[metric] * (1.0 + STRAIN * strain**2)
+        least = MIN_LOG[metric]
         return Standing(
             tally.seen,
             tally.missed,
@@ -87,8 +93,9 @@ class Budget:
             reserve,
             inside,
             usual_s,
-            MIN_LOG + SURGE_LOG * surge,
+            least + (SURGE_LOG - least) * surge,
             tally.unavoidable,
+            GUARD_LOG - least,
         )
 
 
@@ -102,8 +109,9 @@ class Standing:
     reserve: float
     inside: float
     usual_s: float
-    least_log: float = MIN_LOG
+    least_log: float = 0.0
     unavoidable: float = 0.0
+    guard_log: float = GUARD_LOG  # by so much the guard raises the price at most
 
     def over(self, lost: float) -> float:
         """Misses beyond plan, `lost` of those inside included; negative: still to spend."""
@@ -123,7 +131,7 @@ class Standing:
         if into <= 0.0:
             return 0.0
         beyond = self.missed + lost - self.permitted_ratio * (self.seen + self.inside)
-        return min(GUARD_SLOPE * into, GUARD_LOG) + max(beyond, 0.0)
+        return min(GUARD_SLOPE * into, self.guard_log) + max(beyond, 0.0)
 
     def _guard(self, permitted: float) -> float:
         """Misses to keep for those that come at any clock: see above."""

@@ -10,7 +10,10 @@ behind it. It misses, S being its own survival curve and D, M the limits of E2E 
     TBT   if u + s + K tau > M (g - 1 + K)
 
 so the probabilities are S(g + K*) / S(g) and, where it is late already but catches up, one minus that.
-The clock can be raised later: what may yet change is taken at its mean, what has happened as it is.
+The clock can be raised later: what may yet change is taken at its mean, what has happened as it is. And so
+the misses of E2E are told once more, divided by the time left: a clock held for a moment costs a request
+tokens for that moment only, and what its chance of missing rises by is that share of what it rises by if the
+clock is held to the deadline. Who has little time left thus asks for a fast clock now, and not for long.
 Whatever a request waits and may lose is linear in the terms of its cohort (age, prompt tokens ahead ...), so
 that one product of matrices gives it for all clocks and requests. Arrays are (clocks, requests).
 """
@@ -30,6 +33,7 @@ from kvwatt.state import Slo
 from kvwatt.traffic import Traffic
 
 TTFT_RAMP = (0.85, 1.15)  # of the limit: from certainly kept to certainly missed
+SOON_LEAST_S = 3.0  # a clock is raised for so long at least: a request that has less left presses no more
 
 
 @dataclass(slots=True, eq=False)  # made at every decision: to freeze it would take a microsecond of that
@@ -76,7 +80,8 @@ def expected_misses(
     strain: float = 1.0,
 ) -> FloatArray:
     """Requests expected to miss each promise that is made (in the order of `targets`) at each of `clocks`:
-    (promises, clocks), never rising with the clock.
+    (promises, clocks), never rising with the clock. Where E2E is promised one row more: its misses again,
+    each divided by the seconds left to the deadline.
 
     `strain`, 0 to 1: how little room the top clock has to make good what a burst takes; without it chance
     does not count."""
@@ -89,6 +94,7 @@ def expected_misses(
         behind = behind_pace(those, kept * slo.tbt.limit_s, wait.behind_s, tau, scatter_s)
     if slo.e2e is not None:
         ahead = _in_time(those, wait, kept * slo.e2e.limit_s, tau, longer_s)
+        pressing = those.weight / np.maximum(ahead[-1] * tau[-1], SOON_LEAST_S)
     alive, ends = lengths.alive_and_some(those.requests, ahead, behind.who, behind.more)
     rows = []
     if slo.ttft is not None:
@@ -96,7 +102,7 @@ def expected_misses(
     if slo.tbt is not None:
         rows.append(behind.misses(ends, len(clocks)))
     if slo.e2e is not None:
-        rows.append(alive @ those.weight)  # 1 where nothing is left
+        rows += [alive @ those.weight, alive @ pressing]  # 1 where nothing is left
     found = np.array(rows).reshape(len(rows), len(clocks))
     return np.maximum.accumulate(found[:, ::-1], axis=1)[:, ::-1]
 

@@ -45,7 +45,7 @@ def speeds(
         steps_s *= factor
     decode_s, chunk_s, full_s = steps_s
     token_s = np.maximum(chunk_s - decode_s, 0.0) * (1.0 / chunk)
-    share = np.minimum(token_s * (traffic.recent_per_s * mean), MAX_PREFILL_SHARE)
+    share = np.minimum(token_s * traffic.prompts_per_s, MAX_PREFILL_SHARE)
     power_w = decode_w + share * (chunk_w - decode_w)
     if batch < ALWAYS_BUSY:
         busy = 1.0 - exp(-max(batch, 0.05))

@@ -4,10 +4,13 @@ Of the clocks that lose few of the requests inside (ADDED_SHARE), the one of lea
 
     power x WORTH_S + sum over promises of price x (misses expected at the clock - those at the top clock)
 
+where a miss of E2E counts WORTH_S / (seconds left to its deadline): of the misses that the clock would add
+if it were held to the deadline that is the part of the next WORTH_S seconds.
+
 Lost requests, those that would miss even at the top clock, cost nothing more: no clock brings them back.
 Where too many are lost, or prompts come faster than the top clock computes them, driver default drains
-fastest. The clock is taken to be held; that it can be raised later is in the budget: what bursts spend
-more than planned raises the price at once.
+fastest. That the clock can be raised later is in the budget, too: what bursts spend more than planned raises
+the price at once.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ CLOCKS_ASKED, STEPS_ASKED = 6, (0, 5)
 LOW_GRAIN = 4  # clocks; from so many at once on a clock is looked at
 WORTH_S = 10.0  # about the time a request runs: for so long a clock's power and misses are compared
 LOST_SHARE = 0.3  # of the requests that a promise is open for; with more of them lost, the fastest drain
-ADDED_SHARE = 0.012  # of the requests inside: no clock is chosen that would lose more than the top clock
+ADDED_SHARE = 0.024  # of the requests inside: no clock is chosen that would lose more than the top clock
 BINDS = {metric: Binding(metric.value) for metric in Metric}
 BREAKS = frozenset((*BINDS.values(), Binding.ITL))
 NAMES = {metric: metric.upper() for metric in Metric}
@@ -169,12 +172,12 @@ def _weigh(
     if not metrics:
         misses = np.zeros((0, len(power_w)))
     else:
-        lost = at_asked[:, -1].tolist()
+        lost = at_asked[: len(metrics), -1].tolist()
         prices_j = [standings[m].price_j(power_range_w, n) for m, n in zip(metrics, lost, strict=True)]
         misses = at_asked @ between
         beyond = misses - misses[:, -1:]
-        allowed = allowed & (np.maximum.reduce(beyond) <= ADDED_SHARE * those.inside)
-        total_j += np.array(prices_j) @ beyond
+        allowed = allowed & (np.maximum.reduce(beyond[: len(metrics)]) <= ADDED_SHARE * those.inside)
+        total_j += np.array(_of_rows(metrics, prices_j)) @ beyond
     total_j[~allowed] = np.inf
     return _Scene(
         now_s,
@@ -183,7 +186,7 @@ def _weigh(
         pace,
         first_s,
         metrics,
-        misses,
+        misses[: len(metrics)],
         lost,
         prices_j,
         allowed,
@@ -192,6 +195,13 @@ def _weigh(
         traffic,
         standings,
     )
+
+
+def _of_rows(metrics: tuple[Metric, ...], prices_j: list[float]) -> list[float]:
+    """The price of each row of misses: E2E's stands on those by the seconds left."""
+    if metrics[-1] is not Metric.E2E:
+        return prices_j
+    return [*prices_j[:-1], 0.0, prices_j[-1] * WORTH_S]
 
 
 def _overload(scene: _Scene) -> str | None:

@@ -28,6 +28,9 @@ BURST_MEMORY_S = 4.0  # about the life of a short answer while prompts are being
 # More come than before: from so many standard deviations on it may be so, at so many it surely is; the rate
 # is then that of the last few seconds, so many standard errors up.
 SURGE_Z, SURGE_ERRORS = (2.0, 3.5), 1.0
+# Prompt tokens come in regimes of minutes, of more requests and of longer ones: what came in the last 30 s
+# foretells the tokens of the next 10 to 40 s best.
+PROMPTS_S = 30.0
 SHORT_LEVELS = np.array([0.02, 0.05, 0.1, 0.25, 0.5, 1.0])
 
 
@@ -59,6 +62,16 @@ class Traffic:
     finished: float  # requests whose lengths are known
     lengths: Survival | None = None
     surge: float = 0.0  # 0 to 1: how surely more come now than did before
+    prompt_tokens_per_s: float | None = None  # computed of late; None: not followed
+
+    @property
+    def prompts_per_s(self) -> float:
+        """Prompt tokens per second that are to be expected in the next half minute."""
+        by_count = self.recent_per_s * self.prompt_mean_tokens
+        if self.prompt_tokens_per_s is None:
+            return by_count
+        # While traffic rises beyond chance the arrivals know sooner.
+        return self.prompt_tokens_per_s + self.surge * max(by_count - self.prompt_tokens_per_s, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +145,7 @@ class TrafficEstimator:
         self._rate = DecayingRate(rate_time_constant_s)
         self._slow_rate = DecayingRate(8 * rate_time_constant_s)
         self._fast_rate = DecayingRate(rate_time_constant_s / 3)
+        self._prompt_rate = DecayingRate(PROMPTS_S)
         self._previous: EngineSnapshot | None = None
         self._first_token_offset = 0.0
         self._excess = -math.inf
@@ -169,6 +183,7 @@ class TrafficEstimator:
         self._recent_tokens = self._recent_tokens * fade + step.prompt_tokens
         for rate in (self._fast_rate, self._rate, self._slow_rate):
             rate.observe(step.arrivals, step.dt_s)
+        self._prompt_rate.observe(step.prompt_tokens, step.dt_s)
         self._singly = self._singly and finished is not None
         self._learn(
             *finished
@@ -250,6 +265,7 @@ class TrafficEstimator:
             finished=self._finished,
             lengths=self.by_class if self._singly and self.by_class.known else self.outputs,
             surge=surge,
+            prompt_tokens_per_s=self._prompt_rate.per_s,
         )
 
     def _surge(self) -> tuple[float, float]:

@@ -43,7 +43,7 @@ def test_the_price_never_falls_with_more_misses(
     dearer = (unavoidable, ours + more) if of_ours else (unavoidable + more, ours)
     assert standing(seen, *dearer).price_j(1.0, lost) >= before * (1.0 - 1e-12)
     assert standing(seen, unavoidable, ours).price_j(1.0, lost + more) >= before * (1.0 - 1e-12)
-    assert exp(MIN_LOG) * (1.0 - 1e-12) <= before / USUAL_J <= exp(MAX_LOG) * (1.0 + 1e-12)
+    assert exp(MIN_LOG[Metric.E2E]) * (1.0 - 1e-12) <= before / USUAL_J <= exp(MAX_LOG) * (1.0 + 1e-12)
 
 
 def test_without_counts_a_miss_has_its_usual_price() -> None:
@@ -55,7 +55,7 @@ def test_with_room_enough_the_guard_costs_nothing() -> None:
     """Where the default misses 35 of the 93 permitted, 40 of ours leave the price to the law alone."""
     there = standing(9300.0, 35.0, ours=40.0)
     assert there.into_guard(0.0) == 0.0
-    law = max(GAIN * there.over(0.0) / (SOFT_MISSES + SPREAD * 9300.0), MIN_LOG)
+    law = max(GAIN * there.over(0.0) / (SOFT_MISSES + SPREAD * 9300.0), MIN_LOG[Metric.E2E])
     assert there.price_j(1.0, 0.0) == pytest.approx(USUAL_J * exp(law))
 
 

@@ -15,7 +15,7 @@ from worlds import card, shape
 from kvwatt.decaying_rate import DecayingRate
 from kvwatt.lengths import LengthModel
 from kvwatt.state import EngineShape, EngineSnapshot, Histogram
-from kvwatt.traffic import Interval, TrafficEstimator, aged, interval
+from kvwatt.traffic import PROMPTS_S, Interval, TrafficEstimator, aged, interval
 from kvwatt_sim.engine import Engine, EventKind, Request, TokenEvent
 from kvwatt_sim.replay.plant import VirtualPlant
 from kvwatt_sim.workload import generate
@@ -64,6 +64,21 @@ def test_rate_and_lengths_approach_the_truth() -> None:
     assert seen.arrival_per_s == pytest.approx(1.5, rel=0.35)
     assert seen.output_mean_tokens == pytest.approx(np.mean(served.output_tokens), rel=0.1)
     assert seen.prompt_mean_tokens == pytest.approx(np.mean(served.prompt_tokens), rel=0.1)
+
+
+def test_prompts_to_come_are_those_of_the_last_half_minute() -> None:
+    """What was computed, whatever the mean of all lengths says; while traffic rises the arrivals, if more."""
+    learned, steps, _, _ = watch(1.5, 240.0)
+    seen = learned.traffic()
+    assert seen is not None
+    ages = np.arange(len(steps))[::-1] * POLL_S
+    mean = np.average([s.prompt_tokens / s.dt_s for s in steps], weights=np.exp(-ages / PROMPTS_S))
+    quiet, rising = replace(seen, surge=0.0), replace(seen, surge=1.0, recent_per_s=10.0)
+    assert quiet.prompts_per_s == pytest.approx(mean, rel=0.01)
+    assert rising.prompts_per_s == pytest.approx(10.0 * seen.prompt_mean_tokens)
+    assert replace(rising, recent_per_s=0.0).prompts_per_s == quiet.prompts_per_s
+    unknown = replace(rising, prompt_tokens_per_s=None)
+    assert unknown.prompts_per_s == pytest.approx(rising.prompts_per_s)
 
 
 def test_requests_without_a_first_token_are_counted_exactly() -> None:
