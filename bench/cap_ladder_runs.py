@@ -15,7 +15,7 @@ from rich.progress import track
 from kvwatt.scheduling.cap_ladder import Ladder
 from kvwatt.state import EngineShape, Slo, SloTarget
 from kvwatt_sim.replay import scenario
-from kvwatt_sim.replay.admission import Reservation
+from kvwatt_sim.replay.admission import Reservation, Worth
 from kvwatt_sim.replay.controller import Controller, Drive, FixedClock
 from kvwatt_sim.replay.outcome import Outcome
 from kvwatt_sim.replay.plant import VirtualPlant
@@ -31,14 +31,16 @@ FEWEST = 20  # requests; a window with fewer has no p99 worth the name
 BACKLOG = 1500  # requests that are there at once, for the throughput
 LONGEST = 0.9  # share of the pool; requests that need more are left out, alike for all
 WATERMARK = 0.9
-VLLM, OURS, WHOLE, CAP, MARK = "vLLM", "learned, 32 steps", "learned, to the end", "cap 256", "90 % mark"
+VLLM, OURS, WHOLE, CAP, MARK = "vLLM", "kvwatt", "learned, to the end", "cap 256", "90 % mark"
+MEDIANS = "medians, 32 steps"  # what kvwatt did before
 THROTTLLEM, THROTTLLEM_30 = "throttLL'eM", "throttLL'eM 30 %"
 
 Seats = Callable[[VirtualPlant], int]
-ARMS = (VLLM, OURS, WHOLE, CAP, MARK)
+ARMS = (VLLM, OURS, MEDIANS, WHOLE, CAP, MARK)
 CLOCK_ARMS = (VLLM, OURS, THROTTLLEM, THROTTLLEM_30)
 SEATS: dict[str, Callable[[], Seats]] = {
-    OURS: Reservation,
+    OURS: Worth,
+    MEDIANS: Reservation,
     WHOLE: lambda: Reservation(horizon=None),
     CAP: lambda: Reservation(Ladder(256), horizon=None),
 }

@@ -89,9 +89,10 @@ class PlainPlant:
 
     def sequences(self) -> Sequences:
         """Everyone inside."""
+        places = [int(request.request_id[1:]) for request, _ in self.engine.requests()]
         states = [state for _, state in self.engine.requests()]
         prompts, outputs = [s.prompt_tokens for s in states], [s.output_tokens for s in states]
-        return Sequences(self.engine.running, prompts, outputs)
+        return Sequences(self.engine.running, places, prompts, outputs)
 
     def finished_outputs(self, since: int) -> list[int]:
         """Output tokens of those that finished."""

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvwatt.scheduling.worth import LEAST_HORIZON, MOST_HORIZON, Seat, horizon_steps
 from kvwattd.vllm_plugin import ageing, versions
-from kvwattd.vllm_plugin.gate import LEAST_STEPS, Gate, View
+from kvwattd.vllm_plugin.gate import Gate, View
 from kvwattd.vllm_plugin.ghost import Ghost
 from kvwattd.vllm_plugin.lengths import Lengths
 from kvwattd.vllm_plugin.promises import breaks
@@ -170,11 +171,12 @@ def test_a_hint_goes_before_both_until_it_is_outlived() -> None:
 
 def test_the_horizon_grows_with_the_answer() -> None:
     """An eighth of the mean memory, within bounds; a fixed one stays."""
-    gate = Gate()
-    assert gate.horizon_steps(10, 20) == LEAST_STEPS
-    assert gate.horizon_steps(32, 1000) == 66
-    assert gate.horizon_steps(10, 100_000) == 256
-    assert Gate(48).horizon_steps(32, 1000) == 48
+    for prompt, left, steps in ((10, 20, LEAST_HORIZON), (32, 1000, 66), (10, 100_000, MOST_HORIZON)):
+        assert horizon_steps(Seat(prompt, [left] * 8)) == steps
+    for fixed, steps in ((None, LEAST_HORIZON), (48, 48)):
+        gate = Gate(fixed)
+        gate.admissible(view([made(1, 100, 50)], [made(99, 40)], 1000), None, 0.0)
+        assert gate.last_horizon == steps
 
 
 def test_smallest_first_with_ageing_and_nobody_starves() -> None:

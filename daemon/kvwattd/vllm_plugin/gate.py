@@ -1,9 +1,7 @@
 """How many waiting requests may start in this step. No vLLM import; times are passed in.
 
-Who starts should live some steps before the cache overflows: with r the steps that each one inside still
-runs, and H the horizon, PROJ over min(r, H) must fit. H = 1 is vLLM, which starts whoever fits now and
-preempts him when he does not; H = infinity is the cap ladder with whole reservations, which leaves a
-quarter of the cache empty. At H of a few dozen steps most preemptions are gone and the batch is as large.
+One is held where it pays (`kvwatt.scheduling.worth`): where the chance that the cache overflows and preempts
+it, times the steps that a preemption is worth, is more than the steps until somebody leaves or it overflows.
 """
 
 from __future__ import annotations
@@ -11,30 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol
 
+from kvwatt.scheduling.worth import LEAST_HORIZON, horizon_steps
 from kvwattd.vllm_plugin.ghost import Ghost
-from kvwattd.vllm_plugin.inside import Inside, Newcomer
+from kvwattd.vllm_plugin.inside import Inside, Newcomer, Sequenced
 from kvwattd.vllm_plugin.lengths import Lengths
 from kvwattd.vllm_plugin.promises import breaks
-from kvwattd.vllm_plugin.told import Told
+from kvwattd.vllm_plugin.told import Promises, Told
 
 LOOK = 32  # waiting requests looked at in one step; more rarely start in one
-LEAST_STEPS, MOST_STEPS = 32, 256
-KEPT_EMPTY = 0.125  # of a request's mean memory: so much to grow into before an overflow
 HELD_AGAIN = 4  # steps for which a verdict stands while nobody leaves or comes
-
-
-class Sequenced(Protocol):
-    """What is read of a request."""
-
-    request_id: str
-    num_tokens: int
-    num_output_tokens: int
-    num_computed_tokens: int
-    max_tokens: int
-    arrival_time: float
-    priority: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +59,7 @@ class Gate:
         self._fixed = fixed_steps
         self._verdict = _Verdict()
         self.lengths, self.ghost, self.totals = Lengths(), Ghost(), Totals()
-        self.last_horizon = fixed_steps or LEAST_STEPS
-
-    def horizon_steps(self, tokens: int, left: int) -> int:
-        """How long a request of so many tokens, with so many to come, should live.
-
-        Over H steps about H / (its mean memory) of the cache stays empty, so that a fixed H would empty much
-        of it beside short answers, and shrink beside long ones, which then start again and again. A longer
-        H avoids more preemptions for a smaller batch (docs/scheduling-live.md).
-        """
-        if self._fixed is not None:
-            return self._fixed
-        return min(max(int(KEPT_EMPTY * (tokens + left / 2)), LEAST_STEPS), MOST_STEPS)
+        self.last_horizon = fixed_steps or LEAST_HORIZON
 
     def admissible(self, view: View, told: Told | None, wall_s: float) -> int:
         """Length of the longest prefix of the first LOOK waiting that may start now."""
@@ -102,7 +75,7 @@ class Gate:
         )
         for count, request in enumerate(ahead):
             new = inside.newcomer(request)
-            why = self._why_held(request, new, inside, view, (told, wall_s))
+            why = self._why_held(new, inside, view, (told, wall_s))
             if why is not None:
                 self._verdict = _Verdict(request.request_id, len(view.running), why, HELD_AGAIN)
                 self._hold(request, why, view)
@@ -121,25 +94,28 @@ class Gate:
         self.ghost.held(request.request_id, request.num_tokens, view.free_blocks, view.block_size)
 
     def _why_held(
-        self, request: Sequenced, new: Newcomer, inside: Inside, view: View, at: tuple[Told | None, float]
+        self, new: Newcomer, inside: Inside, view: View, at: tuple[Told | None, float]
     ) -> str | None:
         told, wall_s = at
-        room = view.pool_blocks * view.block_size
-        steps = self.last_horizon = self.horizon_steps(request.num_tokens, new.left)
+        room = view.pool_blocks
         if told is not None:
-            if told.max_seqs is not None and len(inside.held) >= told.max_seqs:
+            if told.max_seqs is not None and len(inside.seats) >= told.max_seqs:
                 return "budget"
             if told.budget_blocks is not None:
-                room = min(room, told.budget_blocks * view.block_size)
-                if inside.total + new.held > room:
+                room = min(room, told.budget_blocks)
+                if inside.blocks(new) > room:
                     return "budget"
             if told.promises is not None:
-                ages_s = [wall_s - arrival_s for _, arrival_s in inside.ranks]
-                broken = breaks(
-                    told.promises, inside.held, inside.left, ages_s, (request.num_tokens, new.left)
-                )
-                if broken is not None:
-                    return broken
-                steps = max(inside.left)  # KV to the end of everyone, as there
-        fits = inside.fits(new, steps, room, by_priority=view.by_priority)
-        return None if fits else "overflow"
+                return self._promises_hold(new, inside, room, (told.promises, wall_s))
+        steps = self.last_horizon = horizon_steps(new.seat) if self._fixed is None else self._fixed
+        return "overflow" if inside.holding_pays(new, steps, room, view.by_priority) else None
+
+    def _promises_hold(
+        self, new: Newcomer, inside: Inside, room_blocks: int, at: tuple[Promises, float]
+    ) -> str | None:
+        """throttLL'eM's admission; KV to the end of everyone, as there."""
+        promises, wall_s = at
+        held, left = inside.expected(new)
+        ages_s = [wall_s - arrival_s for _, arrival_s in inside.ranks]
+        broken = breaks(promises, held[:-1], left[:-1], ages_s, (new.request.num_tokens, left[-1]))
+        return broken or (None if inside.fits_to_the_end(new, room_blocks) else "overflow")

@@ -1,7 +1,7 @@
-"""Those inside the engine: what they hold and will still make, in tokens, and whether one more fits.
+"""Those inside the engine: what they hold and will still make, in tokens, and whether to hold one more.
 
-Blocks are counted half full at a request's end. Where prompts share blocks, those inside hold fewer blocks
-than they would alone; whoever comes is taken to share as much.
+Where prompts share blocks, those inside hold fewer blocks than they would alone; whoever comes is taken to
+share as much.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from kvwatt.scheduling.proj import peak_of
+from kvwatt.scheduling.proj import fits
+from kvwatt.scheduling.worth import Seat, holding_pays
 from kvwattd.vllm_plugin.lengths import Lengths
 from kvwattd.vllm_plugin.told import Told
 
@@ -27,15 +28,15 @@ class Sequenced(Protocol):
 
 
 class Newcomer(NamedTuple):
-    """One who may start."""
+    """One who may start; `share` of its tokens is in blocks of its own."""
 
-    held: int
-    left: int
+    request: Sequenced
+    seat: Seat
     rank: tuple[int, float]
 
 
 class Inside:
-    """Built anew when it is asked for; `enter` adds who starts. Lists of shape (n,)."""
+    """Built anew when it is asked for; `enter` adds who starts. `used_blocks`: of the cache."""
 
     def __init__(
         self,
@@ -45,48 +46,45 @@ class Inside:
         block_size: int,
         used_blocks: int,
     ) -> None:
-        self._lengths, self._told, self._half = lengths, told, block_size // 2
+        self._lengths, self._told, self._size = lengths, told, block_size
         alone = sum(-(-r.num_computed_tokens // block_size) for r in running)
+        # As if nobody shared: what all would hold alone, for whom there are so many blocks more.
+        self._sharing = max(alone - used_blocks, 0) if used_blocks > 0 else 0
         self._shared = min(used_blocks / alone, 1.0) if alone and used_blocks > 0 else 1.0
-        half, shared, left = self._half, self._shared, lengths.left
-        self.held = [int((r.num_tokens + half) * shared) for r in running]
-        self.left = [left(r, told) for r in running]
+        self.requests = list(running)
+        self.seats = [Seat(r.num_tokens, lengths.drawn(r, told)) for r in running]
         self.ranks = [(r.priority, r.arrival_time) for r in running]
-        self.total = sum(self.held)
 
     def newcomer(self, request: Sequenced) -> Newcomer:
         """What it would hold and make."""
-        held = int((request.num_tokens + self._half) * self._shared)
-        left = self._lengths.left(request, self._told)
-        return Newcomer(held, left, (request.priority, request.arrival_time))
+        seat = Seat(int(request.num_tokens * self._shared), self._lengths.drawn(request, self._told))
+        return Newcomer(request, seat, (request.priority, request.arrival_time))
 
     def enter(self, new: Newcomer) -> None:
         """It starts."""
-        self.held.append(new.held)
-        self.left.append(new.left)
+        self.requests.append(new.request)
+        self.seats.append(new.seat)
         self.ranks.append(new.rank)
-        self.total += new.held
 
-    def fits(self, new: Newcomer, steps: int, room_tokens: int, by_priority: bool = False) -> bool:
-        """PROJ over so many steps. By priority only those count that would not be preempted before it."""
-        if self.total + new.held + (len(self.held) + 1) * steps <= room_tokens:
-            return True  # even if nobody leaves
-        held, left = self.held, self.left
+    def holding_pays(self, new: Newcomer, horizon: int, room_blocks: int, by_priority: bool) -> bool:
+        """By priority only those count that would not be preempted before it."""
+        seats = self.seats
         if by_priority:
-            kept = [i for i, rank in enumerate(self.ranks) if rank <= new.rank]
-            held, left = [held[i] for i in kept], [left[i] for i in kept]
-        # All that outlive the horizon count alike, and first: one entry stands for them.
-        short = [(r, h) for h, r in zip(held, left, strict=True) if r < steps]
-        stay = sum(held) - sum(h for _, h in short) + (len(held) - len(short)) * steps
-        if new.left < steps:
-            short.append((new.left, new.held))
-        else:
-            stay += new.held + steps
-        if stay > room_tokens:
-            return False
-        staying = len(held) + 1 - len(short)
-        pairs = [(steps, 0)] * staying
-        if staying:
-            pairs[0] = (steps, stay - staying * steps)
-        short.sort(reverse=True)
-        return peak_of([*pairs, *short]) <= room_tokens
+            seats = [seat for seat, rank in zip(seats, self.ranks, strict=True) if rank <= new.rank]
+        return holding_pays(seats, new.seat, room_blocks + self._sharing, self._size, horizon)
+
+    def blocks(self, new: Newcomer) -> int:
+        """That all and the newcomer hold now."""
+        tokens = [*(seat.tokens for seat in self.seats), new.seat.tokens]
+        return sum(-(-n // self._size) for n in tokens) - self._sharing
+
+    def expected(self, new: Newcomer) -> tuple[list[int], list[int]]:
+        """Tokens held and, by medians, still to come of all inside and, last, of the newcomer."""
+        held = [seat.tokens for seat in self.seats] + [new.seat.tokens]
+        return held, [self._lengths.left(r, self._told) for r in (*self.requests, new.request)]
+
+    def fits_to_the_end(self, new: Newcomer, room_blocks: int) -> bool:
+        """PROJ by medians until the last one leaves, blocks half full at a request's end."""
+        held, left = self.expected(new)
+        room = (room_blocks + self._sharing) * self._size
+        return fits([tokens + self._size // 2 for tokens in held], left, room)

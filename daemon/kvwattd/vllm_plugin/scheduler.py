@@ -22,7 +22,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from kvwattd.vllm_plugin import ageing, reading, versions
-from kvwattd.vllm_plugin.gate import Gate, Sequenced, View
+from kvwattd.vllm_plugin.gate import Gate, View
+from kvwattd.vllm_plugin.inside import Sequenced
 from kvwattd.vllm_plugin.report import Report
 from kvwattd.vllm_plugin.told import FILE_ENV, FILE_NAME, Reader, Told
 from kvwattd.vllm_plugin.wire import DEFAULT_SOCKET, INSTANCE_ENV, SOCKET_ENV, SchedulerRecord

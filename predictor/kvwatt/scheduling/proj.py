@@ -43,6 +43,36 @@ def peak_of(left_held: Iterable[tuple[int, int]]) -> int:
     return most
 
 
+def first_full(tokens: Sequence[int], block_size: int, room_blocks: int) -> int:
+    """The first step, 0 for the next one, in which these need more blocks than the room if nobody leaves.
+
+    Who has n tokens has n + j in its blocks in step j.
+    """
+    whole, rests = 0, []
+    for n in tokens:
+        blocks, rest = divmod(n + block_size - 1, block_size)
+        whole += blocks
+        rests.append(rest)
+    if whole > room_blocks:
+        return 0
+    rounds, spare = divmod(room_blocks - whole, len(rests))
+    rests.sort(reverse=True)
+    return block_size * (rounds + 1) - rests[spare]
+
+
+def first_over(leaving: Iterable[tuple[int, int]], total: int, count: int, room: int, full: int) -> int:
+    """The same where some leave: pairs (after how many steps, tokens) in their order.
+
+    `total` tokens of `count` requests now; `full`: the step if nobody leaves. In tokens, but for `full`.
+    """
+    for left, tokens in leaving:
+        if full < left:
+            return full
+        total, count = total - tokens, count - 1
+        full = max((room - total) // count + 1, left)
+    return full
+
+
 def fits(held: Iterable[int], left: Iterable[int], memory_tokens: int) -> bool:
     """PROJ in tokens for known (or capped) remaining rounds."""
     return peak_tokens(held, left) <= memory_tokens

@@ -11,7 +11,10 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Sequence
+from random import Random
 from typing import Protocol
+
+DRAWS = 8
 
 
 class Remaining(Protocol):
@@ -27,6 +30,31 @@ def conditional_left(ascending: Sequence[int], made: int, quantile: float) -> in
     if longer == len(ascending):
         return None
     return ascending[longer + int(quantile * (len(ascending) - longer))] - made
+
+
+def drawn_left(ascending: Sequence[int], made: int, shares: Sequence[float]) -> list[int] | None:
+    """The same at several quantiles at once."""
+    longer = bisect_right(ascending, made)
+    count = len(ascending) - longer
+    return [ascending[longer + int(share * count)] - made for share in shares] if count else None
+
+
+class Shares:
+    """Quantiles to draw the lengths of many requests at, `draws` of each: one in every slice of 1 / draws.
+
+    The slices of a request come in an order of its own, so that in one draw some are short and some long.
+    """
+
+    def __init__(self, draws: int = DRAWS, kinds: int = 97) -> None:
+        rng = Random(draws)  # noqa: S311 (a fixed table of quantiles, no secret)
+        self._table = [
+            tuple((slice_ + rng.random()) / draws for slice_ in rng.sample(range(draws), draws))
+            for _ in range(kinds)
+        ]
+
+    def of(self, number: int) -> tuple[float, ...]:
+        """Of the request that is the `number`th, always the same; shape (draws,)."""
+        return self._table[number % len(self._table)]
 
 
 class LearnedLengths:
@@ -58,5 +86,17 @@ class LearnedLengths:
         known = len(self._ascending) >= self._fewest
         guess = conditional_left(self._ascending, output_tokens, self._quantile) if known else None
         if guess is None:
-            guess = output_tokens if output_tokens >= self._first else self._first - output_tokens
+            guess = self._unseen(output_tokens)
         return max(min(guess, max_tokens - output_tokens), 1)
+
+    def drawn(self, output_tokens: int, max_tokens: int, shares: Sequence[float]) -> list[int]:
+        """The same at each of these quantiles."""
+        known = len(self._ascending) >= self._fewest
+        guesses = drawn_left(self._ascending, output_tokens, shares) if known else None
+        if guesses is None:
+            guesses = [self._unseen(output_tokens)] * len(shares)
+        most = max(max_tokens - output_tokens, 1)
+        return [min(guess, most) for guess in guesses]
+
+    def _unseen(self, output_tokens: int) -> int:
+        return output_tokens if output_tokens >= self._first else self._first - output_tokens

@@ -21,9 +21,10 @@ MAX_TOKENS = 2048
 @dataclass(frozen=True, slots=True)
 class Sequences:
     """Prompt and output tokens so far of everyone inside: the first `running` are the batch in its order,
-    the others the queue."""
+    the others the queue. `places`: where they stand in the trace."""
 
     running: int
+    places: list[int]
     prompts: list[int]
     outputs: list[int]
 
@@ -140,7 +141,7 @@ class VirtualPlant:
             self._c.decode_steps - self._c.in_flight + a["output_offset"][who],
             a["generated"][who],
         )
-        return Sequences(self.running, a["prompt"][who].tolist(), made.tolist())
+        return Sequences(self.running, who.tolist(), a["prompt"][who].tolist(), made.tolist())
 
     def finished_outputs(self, since: int) -> list[int]:
         """Output tokens of those that finished, in that order, less the first `since` of them."""
