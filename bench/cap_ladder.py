@@ -10,9 +10,9 @@ ten thousand, and the load is a multiple of what that pool serves with a p99 TTF
 vLLM's scheduler (first come first served, recompute preemption of the last admitted) throws out up to a
 tenth of the requests of the conversation trace; answers of the code trace are so short that it hardly can.
 
-Windows are 200 s of arrivals; latency is arrival to last token. The steps that a preemption
-is worth were tuned on seeds 101 to 108; seeds 1 to 4 are scored. Energy is that of the whole run, idle to 60 s after the last
-arrival included; with clock control the promises are those of the pool at its own capacity.
+Windows are 200 s of arrivals; latency is arrival to last token. The steps that a preemption is worth were
+tuned on seeds 101 to 108; seeds 1 to 4 are scored. Energy is that of the whole run, idle to 60 s after the
+last arrival included; with clock control the promises are those of the pool at its own capacity.
 """
 
 from __future__ import annotations
