@@ -79,7 +79,7 @@ def test_the_product_tells_each_request_what_it_waits(
     total = those.requests.produced + more
     pace = speeds(model(), max(len(inside), 1), those.kv_each_tokens, BUSY, shape(), 1.0)
     wait = waits(those, pace, COLUMNS, BUSY, shape().max_num_batched_tokens)
-    ttft, e2e = expected_misses(those, pace, COLUMNS, wait, KnownLengths(total), LIMITS, 0.0)
+    ttft, e2e, _ = expected_misses(those, pace, COLUMNS, wait, KnownLengths(total), LIMITS, 0.0)
     alone = np.array([one_by_one(those, pace, total, column) for column in COLUMNS])
     worst = np.maximum.accumulate(alone[::-1], axis=0)[::-1]
     assert np.allclose(ttft, worst[:, 0], rtol=1e-9, atol=1e-9)
