@@ -19,7 +19,8 @@ UUIDS = [demo_uuid(index) for index in range(4)]
 SCRIPT = """
 import asyncio, json, subprocess, sys
 from pathlib import Path
-from kvwatt_sim.nvml.control import Fault, Health, SimGpus
+from kvwatt_sim.nvml.control import SimGpus
+from kvwatt_sim.nvml.said import Fault, Health
 from kvwattd.instances.backend import BackendError
 from kvwattd.instances.placement import Need, Placement
 from kvwattd.instances.placement_state import parked

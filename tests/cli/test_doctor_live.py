@@ -16,7 +16,8 @@ import pytest
 
 from kvwatt_sim import cards
 from kvwatt_sim.nvml.build import build, env_for
-from kvwatt_sim.nvml.control import Fault, SimGpus
+from kvwatt_sim.nvml.control import SimGpus
+from kvwatt_sim.nvml.said import Fault
 from kvwatt_sim.nvml.spec import demo_uuid
 from kvwatt_sim.server.launch import SimServer
 from kvwattd.guard.spawn import spawn_guard

@@ -20,7 +20,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
 from host_stalls import lost_s  # see above
 
-from kvwatt_sim.nvml.control import SetterCall, SimGpus
+from kvwatt_sim.nvml.control import SimGpus
+from kvwatt_sim.nvml.said import SetterCall
 from kvwatt_sim.server.launch import SimServer
 from kvwattd.api.tokens import digest
 

@@ -10,7 +10,7 @@ from daemon_process import eventually
 from fault_stage import CEILING_MHZ, FLOOR_MHZ, RESET, SET, Stage, target_mhz
 from host_stalls import lost_s
 
-from kvwatt_sim.nvml.control import SetterCall
+from kvwatt_sim.nvml.said import SetterCall
 
 UNHARMED_S = 1.5  # how long a fault is watched that must not change anything
 STALL_FELT_S = 5.0  # how long after a stall of the machine the lease or the pages may be found too old

@@ -12,7 +12,7 @@ from fault_stage import CEILING_MHZ, FLOOR_MHZ, Stage
 from scenario import Do, Scenario, becomes, grows
 from scenarios_process import FAULT_S
 
-from kvwatt_sim.nvml.control import Fault
+from kvwatt_sim.nvml.said import Fault
 
 OVERRIDE = "/api/v1/instances/sim/override"
 SET = "nvmlDeviceSetGpuLockedClocks"

@@ -11,7 +11,8 @@ from fault_stage import SET
 
 from kvwatt_sim import cards
 from kvwatt_sim.nvml.build import build
-from kvwatt_sim.nvml.control import Fault, SimGpus, env_for
+from kvwatt_sim.nvml.control import SimGpus, env_for
+from kvwatt_sim.nvml.said import Fault
 from kvwatt_sim.nvml.spec import demo_uuid
 from kvwattd.guard.spawn import spawn_guard
 from kvwattd.guard_link import RECONNECT_S, GuardLink, Wish

@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from kvwatt_sim.loadgen import LoadGenerator, LoadOptions
-from kvwatt_sim.nvml.control import SetterCall, SimGpus
+from kvwatt_sim.nvml.control import SimGpus
+from kvwatt_sim.nvml.said import SetterCall
 from kvwatt_sim.server.launch import SimServer
 from kvwatt_sim.traces import TraceRequest
 from kvwattd.ledger.reading import LedgerUnreadableError, read

@@ -14,7 +14,8 @@ from kvwatt_sim.nvml.build import NvmlLibs, build
 SCRIPT = """
 import asyncio, json, sys
 from pathlib import Path
-from kvwatt_sim.nvml.control import Fault, SimGpus
+from kvwatt_sim.nvml.control import SimGpus
+from kvwatt_sim.nvml.said import Fault
 from kvwattd.telemetry.gpu import GpuReader, GpuUnavailable
 
 gpus = SimGpus.open(Path(sys.argv[1]))

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from kvwatt_sim.nvml.control import SetterCall, SimGpus
+from kvwatt_sim.nvml.control import SimGpus
+from kvwatt_sim.nvml.said import SetterCall
 from kvwatt_sim.nvml.spec import demo_uuid
 from kvwattd.guard.client import GuardClient
 from kvwattd.guard.protocol import GuardError, Role

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from guard_stage import UUIDS, GuardStage, eventually
 
-from kvwatt_sim.nvml.control import Fault
+from kvwatt_sim.nvml.said import Fault
 from kvwattd.guard.client import GuardClient
 from kvwattd.guard.protocol import ClockState, Code, GuardError
 

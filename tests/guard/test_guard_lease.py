@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from guard_stage import PATIENCE_S, UUIDS, GuardStage, eventually
 
-from kvwatt_sim.nvml.control import Fault
+from kvwatt_sim.nvml.said import Fault
 from kvwattd.guard.client import GuardClient
 from kvwattd.guard.protocol import ClockState, Code, GuardError, Role
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from guard_stage import PATIENCE_S, UUIDS, GuardStage, eventually
 
-from kvwatt_sim.nvml.control import Fault
+from kvwatt_sim.nvml.said import Fault
 from kvwattd.guard.client import GuardClient
 from kvwattd.guard.protocol import GuardError, Role
 from kvwattd.guard.spawn import spawn_guard

@@ -11,7 +11,7 @@ import pytest
 from guard_stage import PATIENCE_S, UUIDS, GuardStage, eventually
 from host_stalls import lost_s
 
-from kvwatt_sim.nvml.control import Fault
+from kvwatt_sim.nvml.said import Fault
 from kvwattd.guard.client import GuardClient
 from kvwattd.guard.protocol import ClockState, Code, GuardError, GuardGpu
 

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from kvwatt_sim.nvml.build import NvmlLibs, env_for
-from kvwatt_sim.nvml.control import Fault, SimGpus
+from kvwatt_sim.nvml.control import SimGpus
+from kvwatt_sim.nvml.said import Fault
 
 Nvml = Callable[[str], Any]
 STANDS_S = 3.0  # a look that takes so long is not merely slow

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kvwatt_sim.nvml.control import Health, SimGpus
+from kvwatt_sim.nvml.control import SimGpus
+from kvwatt_sim.nvml.said import Health
 
 READ = """
 def health():
@@ -20,7 +21,8 @@ result = health()
 EVENTS = """
 from pathlib import Path
 import os
-from kvwatt_sim.nvml.control import Health, SimGpus
+from kvwatt_sim.nvml.control import SimGpus
+from kvwatt_sim.nvml.said import Health
 gpus = SimGpus.open(Path(os.environ["KVWATT_SIM_STATE"]))
 events = n.nvmlEventSetCreate()
 gpus.set_health(0, Health(xid=13))

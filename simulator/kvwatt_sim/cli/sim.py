@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from kvwatt_sim.nvml.control import Reading, SimGpus
+    from kvwatt_sim.nvml.control import SimGpus
+    from kvwatt_sim.nvml.said import Reading
 
 app = typer.Typer(help="Tools of the simulated plant.", no_args_is_help=True)
 gpu_app = typer.Typer(help="Simulated GPUs behind a simulated libnvidia-ml.so.1.", no_args_is_help=True)
@@ -111,7 +112,7 @@ def inject(
     count: Annotated[int | None, typer.Option(help="Number of calls; unlimited by default.")] = None,
 ) -> None:
     """Make an NVML call fail, hang, crawl or lie."""
-    from kvwatt_sim.nvml.control import Fault
+    from kvwatt_sim.nvml.said import Fault
 
     with _opened(state) as gpus:
         settings: dict[str, Any] = {"error": error, "obedience": obedience, "count": count}

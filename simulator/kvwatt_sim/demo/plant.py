@@ -14,7 +14,8 @@ import httpx
 from kvwatt_sim import cards
 from kvwatt_sim.demo.settings import CARD, DemoError
 from kvwatt_sim.nvml.build import BuildError, NvmlLibs, build
-from kvwatt_sim.nvml.control import Reading, SimGpus, env_for
+from kvwatt_sim.nvml.control import SimGpus, env_for
+from kvwatt_sim.nvml.said import Reading
 from kvwatt_sim.nvml.spec import demo_uuid
 from kvwatt_sim.server.launch import ServerStartError, SimServer
 

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvwatt_sim.nvml.control import Fault, SetterCall, SimGpus
+from kvwatt_sim.nvml.control import SimGpus
+from kvwatt_sim.nvml.said import Fault, SetterCall
 from kvwatt_sim.sequences.mortal import MortalGuard
 from kvwattd.guard.client import GuardClient
 from kvwattd.guard.config import GuardConfig
