@@ -73,5 +73,5 @@ def test_the_plugin_inside_vllm_needs_only_what_vllm_brings() -> None:
 def test_what_vllm_takes_of_scheduling_needs_nothing_else() -> None:
     """The library's modules that the scheduler inside vLLM imports bring only the standard library along."""
     scheduling = ROOT / "predictor" / "kvwatt" / "scheduling"
-    for name in ("cap_ladder.py", "remaining.py", "proj.py", "__init__.py"):
+    for name in ("cap_ladder.py", "remaining.py", "proj.py", "worth.py", "__init__.py"):
         assert imported(scheduling / name) <= {*sys.stdlib_module_names, "kvwatt"}, name

@@ -15,7 +15,7 @@ from kvwatt.scheduling.worth import LEAST_HORIZON, MOST_HORIZON, Seat, horizon_s
 from kvwattd.vllm_plugin import ageing, versions
 from kvwattd.vllm_plugin.gate import Gate, View
 from kvwattd.vllm_plugin.ghost import Ghost
-from kvwattd.vllm_plugin.lengths import Lengths
+from kvwattd.vllm_plugin.lengths import MOST_KNOWN, Lengths
 from kvwattd.vllm_plugin.promises import breaks
 from kvwattd.vllm_plugin.told import Lengths as ToldLengths
 from kvwattd.vllm_plugin.told import Promises, StepCost, Told
@@ -156,6 +156,17 @@ def test_lengths_are_the_daemons_while_it_tells_them() -> None:
         lengths.finished(str(n), 77)
     assert lengths.expected(None, 50, 0, 1000, None) == 77
     assert lengths.cap(None) == 77
+
+
+def test_nothing_grows_where_no_end_is_told() -> None:
+    """The one known longest is forgotten, and reckoned anew."""
+    lengths = Lengths()
+    for number in range(MOST_KNOWN + 50):
+        request = made(number, 10)
+        lengths.left(request, None)
+        lengths.drawn(request, None)
+    assert len(lengths._ends) == len(lengths._drawn) == MOST_KNOWN
+    assert lengths.left(made(0, 10), None) >= 1
 
 
 def test_a_hint_goes_before_both_until_it_is_outlived() -> None:

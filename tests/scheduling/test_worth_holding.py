@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,7 +75,7 @@ def test_a_hold_needs_the_chance_of_a_preemption_against_the_wait() -> None:
 @given(st.lists(st.integers(1, 500), min_size=16, max_size=60), st.integers(0, 400), st.integers(0, 300))
 def test_drawn_lengths_are_of_those_that_got_as_far(seen: list[int], made: int, number: int) -> None:
     """One in each slice, so that they rise with the share; always the same of one request."""
-    lengths, shares = LearnedLengths(), Shares().of(number)
+    lengths, shares = LearnedLengths(), Shares(Random(DRAWS)).of(number)
     for length in seen:
         lengths.finished(length)
     left = lengths.drawn(made, 1 << 20, shares)

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from kvwatt.scheduling.worth import LEAST_HORIZON, horizon_steps
 from kvwattd.vllm_plugin.ghost import Ghost
-from kvwattd.vllm_plugin.inside import Inside, Newcomer, Sequenced
+from kvwattd.vllm_plugin.inside import SHORTEST_STEPS, Inside, Newcomer, Sequenced
 from kvwattd.vllm_plugin.lengths import Lengths
 from kvwattd.vllm_plugin.promises import breaks
 from kvwattd.vllm_plugin.told import Promises, Told
@@ -59,7 +58,7 @@ class Gate:
         self._fixed = fixed_steps
         self._verdict = _Verdict()
         self.lengths, self.ghost, self.totals = Lengths(), Ghost(), Totals()
-        self.last_horizon = fixed_steps or LEAST_HORIZON
+        self.last_horizon = fixed_steps or SHORTEST_STEPS
 
     def admissible(self, view: View, told: Told | None, wall_s: float) -> int:
         """Length of the longest prefix of the first LOOK waiting that may start now."""
@@ -107,7 +106,7 @@ class Gate:
                     return "budget"
             if told.promises is not None:
                 return self._promises_hold(new, inside, room, (told.promises, wall_s))
-        steps = self.last_horizon = horizon_steps(new.seat) if self._fixed is None else self._fixed
+        steps = self.last_horizon = new.horizon_steps if self._fixed is None else self._fixed
         return "overflow" if inside.holding_pays(new, steps, room, view.by_priority) else None
 
     def _promises_hold(

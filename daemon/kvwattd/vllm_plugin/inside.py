@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from kvwatt.scheduling.proj import fits
-from kvwatt.scheduling.worth import Seat, holding_pays
+from kvwatt.scheduling.worth import LEAST_HORIZON, Seat, holding_pays, horizon_steps
 from kvwattd.vllm_plugin.lengths import Lengths
 from kvwattd.vllm_plugin.told import Told
+
+SHORTEST_STEPS = LEAST_HORIZON
 
 
 class Sequenced(Protocol):
@@ -33,6 +35,11 @@ class Newcomer(NamedTuple):
     request: Sequenced
     seat: Seat
     rank: tuple[int, float]
+
+    @property
+    def horizon_steps(self) -> int:
+        """An overflow so far off does not count."""
+        return horizon_steps(self.seat)
 
 
 class Inside:

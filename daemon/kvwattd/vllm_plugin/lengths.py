@@ -6,7 +6,8 @@ caller's hint goes before both, until it is outlived.
 
 from __future__ import annotations
 
-from typing import Protocol
+from random import Random
+from typing import Any, Protocol
 
 from kvwatt.scheduling.remaining import LearnedLengths, Shares, conditional_left, drawn_left
 from kvwattd.vllm_plugin.ageing import hint_tokens
@@ -15,6 +16,8 @@ from kvwattd.vllm_plugin.told import Told, lengths_for
 SHARE = 0.5
 ANEW_TOKENS = 16  # an expectation stands for so many tokens
 DRAWN_ANEW_TOKENS = 8
+SEED = 8
+MOST_KNOWN = 8192  # requests: should vLLM ever not tell of an end, nothing grows
 
 
 class Measured(Protocol):
@@ -32,7 +35,7 @@ class Lengths:
     def __init__(self) -> None:
         self._learned = LearnedLengths(SHARE, fewest=8)
         self._ends: dict[str, tuple[int, int]] = {}  # by request: expected length, and until when it stands
-        self._shares, self._known = Shares(), 0
+        self._shares, self._known = Shares(Random(SEED)), 0  # noqa: S311 (quantiles, no secret)
         # By request: shares, lengths drawn, and until when they stand.
         self._drawn: dict[str, tuple[tuple[float, ...], list[int], int]] = {}
 
@@ -50,6 +53,7 @@ class Lengths:
             left = self.expected(request, request.num_tokens - made, made, request.max_tokens, told)
             known = (made + left, made + min(ANEW_TOKENS, left))
             self._ends[request.request_id] = known
+            _bound(self._ends)
         return known[0] - made
 
     def drawn(self, request: Measured, told: Told | None) -> list[int]:
@@ -63,6 +67,7 @@ class Lengths:
             lefts = self._draw(request, shares, told)
             known = (shares, [made + left for left in lefts], made + DRAWN_ANEW_TOKENS)
             self._drawn[request.request_id] = known
+            _bound(self._drawn)
         return [end - made if end > made else 1 for end in known[1]]
 
     def _draw(self, request: Measured, shares: tuple[float, ...], told: Told | None) -> list[int]:
@@ -90,3 +95,9 @@ class Lengths:
     def cap(self, told: Told | None) -> int:
         """What a new request with the shortest of prompts is expected to make."""
         return self.expected(None, 0, 0, 1 << 30, told)
+
+
+def _bound(known: dict[str, Any]) -> None:
+    """The one known longest goes; if it still runs it is reckoned anew."""
+    if len(known) > MOST_KNOWN:
+        del known[next(iter(known))]

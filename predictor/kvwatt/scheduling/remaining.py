@@ -11,7 +11,6 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Sequence
-from random import Random
 from typing import Protocol
 
 DRAWS = 8
@@ -22,6 +21,16 @@ class Remaining(Protocol):
 
     def left(self, output_tokens: int, max_tokens: int) -> int:
         """Tokens still to come of a request that has made `output_tokens`: at least 1."""
+
+
+class Chance(Protocol):
+    """Randomness is an argument: what is asked of a `random.Random`."""
+
+    def random(self) -> float:
+        """Uniform in [0, 1)."""
+
+    def sample(self, population: Sequence[int], k: int, /) -> list[int]:
+        """`k` of them, none twice, in any order."""
 
 
 def conditional_left(ascending: Sequence[int], made: int, quantile: float) -> int | None:
@@ -45,8 +54,7 @@ class Shares:
     The slices of a request come in an order of its own, so that in one draw some are short and some long.
     """
 
-    def __init__(self, draws: int = DRAWS, kinds: int = 97) -> None:
-        rng = Random(draws)  # noqa: S311 (a fixed table of quantiles, no secret)
+    def __init__(self, rng: Chance, draws: int = DRAWS, kinds: int = 97) -> None:
         self._table = [
             tuple((slice_ + rng.random()) / draws for slice_ in rng.sample(range(draws), draws))
             for _ in range(kinds)

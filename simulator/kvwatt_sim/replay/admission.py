@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
+from random import Random
 from typing import Protocol
 
 from kvwatt.scheduling.cap_ladder import HORIZON_STEPS, Admission
@@ -19,6 +20,7 @@ from kvwatt.state import EngineShape
 from kvwatt_sim.replay.plant import MAX_TOKENS, Sequences
 
 LOOK = 64  # of those who wait; more hardly ever start in one step
+SEED = 8  # of the quantiles that lengths are drawn at
 
 
 class Seated(Protocol):
@@ -88,7 +90,7 @@ class Worth(Seats):
 
     rule: LearnedLengths = field(default_factory=LearnedLengths)
     horizon: int | None = None
-    _shares: Shares = field(default_factory=Shares, init=False)
+    _shares: Shares = field(default_factory=lambda: Shares(Random(SEED)), init=False)
 
     def _admits(self, shape: EngineShape, inside: Sequences) -> Callable[[int], bool]:
         blocks, size = shape.num_blocks - 1, shape.block_size  # vLLM keeps one back
