@@ -64,8 +64,8 @@ def fixed(setting: Case) -> Fast:
 def controlled(setting: Case, seconds: float) -> dict[str, float]:
     """Real-time factor and seconds per decision over the first `seconds`."""
     part = replace(setting, requests=window(setting.requests, seconds), until_s=seconds)
-    controller = kvwatt(part)
-    controller.run.durations = kept = EveryDuration()
+    kept = EveryDuration()
+    controller = replace(kvwatt(part), durations=kept)
     begin_s = time.process_time()
     outcome = replay(part.card, part.shape, part.requests, controller, part.until_s)
     took_s = time.process_time() - begin_s

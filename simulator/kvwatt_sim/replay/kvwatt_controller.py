@@ -40,6 +40,7 @@ class KvwattController:
     switch_latency_s: float = 0.2
     tapped: bool = True
     mode: Mode = Mode.ACTIVE
+    durations: Durations = field(default_factory=Durations)  # of decisions
     run: InstanceRuntime = field(init=False)
     _ticks: int = field(default=0, init=False)
     _told: Told = field(default_factory=Told, init=False)
@@ -54,7 +55,7 @@ class KvwattController:
             max_num_batched_tokens=self.shape.max_num_batched_tokens,
         )
         observation = Observation(self.poll_s, 3 * self.poll_s, self.shape.max_num_batched_tokens)
-        self.run = InstanceRuntime(config, self.slo, self.params, observation, Durations())
+        self.run = InstanceRuntime(config, self.slo, self.params, observation, self.durations)
         self.run.model = ModelSlot(self.model, None)
         self.run.gpus = (gpu_info(self.card),)
         self.run.promises.over(PROMISE_S)
