@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -26,18 +27,17 @@ from kvwatt_sim.cards import load
 from kvwatt_sim.demo.model import cached_model
 from kvwatt_sim.nvml.control import SimGpus
 from kvwatt_sim.sequences.run import run as random_sequences
-from kvwatt_sim.server.launch import SimServer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "tests" / "faults"))
 
 from damage import NotPossibleHere  # noqa: E402
 from fault_load import Load  # noqa: E402
+from fault_server import CARD, server_on, well_behaved  # noqa: E402
 from fault_stage import LEASE_S, Stage, damageable  # noqa: E402
 from scenario import Played, Scenario, play  # noqa: E402
 from scenarios import SCENARIOS  # noqa: E402
 
-CARD = "l20"
 ATTEMPTS = 3  # of one daemon after another, before what is left is given up
 # What the promise says of these faults; all others have the limit that their own definition derives.
 BARS = {
@@ -56,17 +56,17 @@ def run(chosen: list[Scenario]) -> dict[str, Result]:
     """Each scenario once; what failed says why, and the next daemon goes on behind it."""
     results: dict[str, Result] = {}
     model = cached_model(load(CARD))
-    with SimServer(card=CARD) as server, Load(server.base_url), SimGpus.open(server.state) as gpus:
+    with ExitStack() as stack:
+        made = stack.enter_context(tempfile.TemporaryDirectory(prefix="kvwatt-faults-gpus-"))
+        server = stack.enter_context(server_on(Path(made) / "gpus"))
+        stack.enter_context(Load(server.base_url))
+        gpus = stack.enter_context(SimGpus.open(server.state))
         while left := [s for s in chosen if s.name not in results]:
             folder = Path(tempfile.mkdtemp(prefix="kvwatt-faults-"))
             with damageable(server, gpus, model, folder) as stage:
                 _until_failure(left, stage, results)
             shutil.rmtree(folder, ignore_errors=True)
-            if not server.running:
-                server.start()
-            gpus.clear_faults(0)
-            gpus.set_permission("allow")
-            server.misbehave("ok")
+            well_behaved(server, gpus)
     return results
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fault_load import Load
+from fault_server import CARD, server_on, well_behaved
 from fault_stage import Stage, Staging, daemon_for, damageable
 
 from kvwatt import artifact
@@ -18,8 +19,6 @@ from kvwatt_sim.nvml.build import CompilerMissing, build
 from kvwatt_sim.nvml.control import SimGpus
 from kvwatt_sim.server.launch import SimServer
 from kvwatt_sim.virtual_profile import virtual_profile
-
-CARD = "l20"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,9 +52,9 @@ def foreign_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[SimServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimServer]:
     """A server with a GPU of its own, always busy."""
-    with SimServer(card=CARD) as server, Load(server.base_url):
+    with server_on(tmp_path_factory.mktemp("server") / "gpus") as server, Load(server.base_url):
         yield server
 
 
@@ -104,7 +103,5 @@ def stage(shared_stage: Stage) -> Iterator[Stage]:
     """The module's daemon in control; afterwards well-behaved surroundings again."""
     shared_stage.control()
     yield shared_stage
-    shared_stage.gpus.clear_faults(0)
-    shared_stage.gpus.set_permission("allow")
-    shared_stage.server.misbehave("ok")
+    well_behaved(shared_stage.server, shared_stage.gpus)
     assert shared_stage.daemon.alive, shared_stage.daemon.log()
