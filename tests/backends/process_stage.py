@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -44,6 +46,16 @@ async def until(backend: ProcessBackend, member: str, wanted: BackendState) -> N
     while (state := (await backend.states())[member]) is not wanted:
         assert time.monotonic() < until_s, (state, wanted, backend.reasons)
         await asyncio.sleep(0.005)
+
+
+async def killed(backend: ProcessBackend, member: str) -> int:
+    """Started, and killed by somebody else; the process id that it had."""
+    await backend.start(member)
+    await until(backend, member, BackendState.RUNNING)
+    (pid,) = (await backend.processes())[member]
+    os.kill(pid, signal.SIGKILL)
+    await until(backend, member, BackendState.FAILED)
+    return pid
 
 
 async def refused(call: object) -> BackendError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from process_stage import (
     PARENT,
     SLEEP,
     backend_of,
+    killed,
     python,
     refused,
     until,
@@ -52,11 +52,7 @@ async def test_a_start_that_fails(folder: Path, launch: Launch, words: str) -> N
 async def test_one_that_is_killed(folder: Path) -> None:
     """Killed by somebody else: FAILED, and a start brings up another."""
     backend = backend_of(folder, {"a": SLEEP})
-    await backend.start("a")
-    await until(backend, "a", BackendState.RUNNING)
-    (pid,) = (await backend.processes())["a"]
-    os.kill(pid, signal.SIGKILL)
-    await until(backend, "a", BackendState.FAILED)
+    pid = await killed(backend, "a")
     await backend.start("a")
     await until(backend, "a", BackendState.RUNNING)
     assert (await backend.processes())["a"] != {pid}
@@ -88,11 +84,7 @@ async def test_killed_before_it_was_anything(folder: Path, monkeypatch: pytest.M
 async def test_killed_while_nobody_looked(folder: Path) -> None:
     """It ended between two kvwatts, and its number went to another: FAILED, and that one is let be."""
     backend = backend_of(folder, {"a": SLEEP})
-    await backend.start("a")
-    await until(backend, "a", BackendState.RUNNING)
-    (pid,) = (await backend.processes())["a"]
-    os.kill(pid, signal.SIGKILL)
-    await until(backend, "a", BackendState.FAILED)
+    await killed(backend, "a")
     record = {"pid": os.getpid(), "ticks": 1, "boot_id": "", "nonce": "0"}
     (folder / "a.failed").unlink()
     (folder / "a.pid").write_text(json.dumps(record))

@@ -7,6 +7,7 @@ the queue's front and is asked about like anybody else.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -36,7 +37,7 @@ class Seated(Protocol):
 
 
 @dataclass
-class Seats:
+class Seats(ABC):
     """For one plant: give it to `VirtualPlant.seat`. Lengths are learned from what finishes there."""
 
     rule: Remaining = field(default_factory=LearnedLengths)
@@ -56,9 +57,9 @@ class Seats:
         self.held += admitted == 0
         return inside.running + admitted
 
+    @abstractmethod
     def _admits(self, shape: EngineShape, inside: Sequences) -> Callable[[int], bool]:
         """Whether the one at this place of `inside` may start; asked in order up to the first who may not."""
-        raise NotImplementedError
 
     def _learn(self, plant: Seated) -> None:
         if isinstance(self.rule, LearnedLengths):
