@@ -14,6 +14,7 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 OOM_LIMIT_BYTES = 64 << 10
+STANDARD_STREAMS = 3  # the limit is on numbers: any other that is closed cannot be had again
 _SHIFT_C = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -118,9 +119,8 @@ class SmallDisk:
 
 
 def take_descriptors(pid: int) -> None:
-    """Let the process open nothing more; what is open stays open."""
-    used = max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()) + 1
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, _hard(pid)))
+    """Let the process open nothing more, whatever it closes; what is open stays open."""
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (STANDARD_STREAMS, _hard(pid)))
 
 
 def give_descriptors(pid: int) -> None:
