@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -17,6 +18,8 @@ RESTART_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 SOUND_AFTER_S = 10.0  # a guard that ended sooner is not started again at once
 # A guard waits for nothing that could keep it from answering; one miss may be this process's own stall.
 WATCHDOG_PERIOD_S, WATCHDOG_MISSES = 0.5, 3
+# One that only cannot take a connection resets its clocks when told to end, and needs nothing open for it.
+LAST_WORD_S = 0.5
 
 
 class GuardChild:
@@ -98,9 +101,10 @@ async def _watch(guard: SpawnedGuard) -> None:
     missed = 0
     while missed < WATCHDOG_MISSES:
         await asyncio.sleep(WATCHDOG_PERIOD_S)
-        missed = 0 if await guard.answers(WATCHDOG_PERIOD_S) else missed + 1
-    log.error("guard: process %d does not answer: killed, the next one undoes what it recorded", guard.pid)
-    guard.kill()
+        with contextlib.suppress(OSError):  # it could not be asked: the guard of one in need is not ended
+            missed = 0 if await guard.answers(WATCHDOG_PERIOD_S) else missed + 1
+    log.error("guard: process %d does not answer: ended, the next one undoes what it recorded", guard.pid)
+    await guard.stop(LAST_WORD_S)
 
 
 def _bounds(config: Config) -> tuple[int | None, int | None]:

@@ -30,9 +30,13 @@ class Spawned:
         await self._ended.wait()
         return 0
 
-    async def stop(self) -> int:
+    async def stop(self, within_s: float = 0.0) -> int:
         self._ended.set()
         return 0
+
+    @property
+    def was_ended(self) -> bool:
+        return self._ended.is_set()
 
     async def answers(self, within_s: float) -> bool:
         return True
@@ -98,3 +102,47 @@ async def test_without_a_descriptor_it_is_tried_again(
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     assert caplog.text.count("cannot be started") == 1 and "Too many open files" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("answers", "ended"),
+    [
+        ((False, False, False), True),
+        ((False, False, True, False, False, True), False),
+        ((OSError(errno.EMFILE, "none left"),) * 9, False),
+        ((False, OSError(errno.EMFILE, "none left"), False, OSError(errno.ENOMEM, "none left"), False), True),
+    ],
+)
+async def test_a_guard_is_ended_for_its_own_silence_alone(
+    monkeypatch: pytest.MonkeyPatch, answers: tuple[bool | OSError, ...], ended: bool
+) -> None:
+    """Three missed answers in a row; a daemon that could not even ask has learned nothing of it."""
+    given, asked_all = list(answers), asyncio.Event()
+
+    class Asked(Spawned):
+        async def answers(self, within_s: float) -> bool:
+            if not given:
+                asked_all.set()
+                return True
+            if isinstance(answer := given.pop(0), OSError):
+                raise answer
+            return answer
+
+    guard = Asked()
+
+    async def spawned(*args: object, **options: object) -> Spawned:
+        return guard
+
+    monkeypatch.setattr(guard_child, "spawn_guard", spawned)
+    monkeypatch.setattr(guard_child, "WATCHDOG_PERIOD_S", 0.001)
+    child = guard_child.GuardChild(config())
+    await child.allow(["GPU-0"])
+    running = asyncio.create_task(child.run())
+    done, _ = await asyncio.wait(
+        [asyncio.create_task(guard.wait()), asyncio.create_task(asked_all.wait())],
+        timeout=60.0,
+        return_when=asyncio.FIRST_COMPLETED,
+    )
+    assert done and guard.was_ended == ended
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from kvwattd.api.listeners import ApiUnavailable, Tls, bind, bind_unix, unlink_socket
+from kvwattd.api.listeners import BACKLOG, ApiUnavailable, Tls, bind, bind_unix, unlink_socket
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +174,7 @@ def _config(app: FastAPI, tls: Tls | None, patience_s: float) -> uvicorn.Config:
         http=cast(type[asyncio.Protocol], partial(_Protocol, patience_s=patience_s)),
         proxy_headers=False,
         server_header=False,
+        backlog=BACKLOG,
         limit_concurrency=PLACES,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=1,

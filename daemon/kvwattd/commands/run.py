@@ -61,7 +61,9 @@ async def _serve(path: Path, loaded: Config) -> None:
     from kvwattd.reload import Reloader
     from kvwattd.sdnotify import notify
     from kvwattd.settings import FILE_NAME, SettingsFile
+    from kvwattd.shortages import tell_shortages_once
 
+    tell_shortages_once()
     settings = SettingsFile(loaded.daemon.state_dir / FILE_NAME)
     settings.load(loaded, time.time())
     access = _access(loaded)

@@ -32,7 +32,7 @@ class GuardClient:
                 Code.TIMEOUT, f"{self._path}: no connection within {self._timeout_s:g} s"
             ) from None
         except OSError as error:
-            raise GuardError(Code.UNREACHABLE, f"{self._path}: {error.strerror or error}") from None
+            raise GuardError(Code.UNREACHABLE, f"{self._path}: {error.strerror or error}") from error
         reply = await self._ask({"op": "hello", "v": protocol.VERSION, "role": str(role)})
         hello = protocol.parse_hello(reply)
         if hello.version != protocol.VERSION:

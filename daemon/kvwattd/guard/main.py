@@ -24,6 +24,7 @@ from kvwattd.guard.server import GuardServer
 from kvwattd.guard.statefile import StateFile, StateFileError
 from kvwattd.guard.worker import CallTimeoutError, DeadlineWorker
 from kvwattd.logs import configure_guard_logging
+from kvwattd.shortages import tell_shortages_once
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ async def _resume(options: argparse.Namespace, flags: Mapping[str, object]) -> i
 
 
 async def _run(config: GuardConfig, state: StateFile) -> int:
+    tell_shortages_once()
     drivers = Drivers()
     keeper, recorder = _keeper(config.gpus, config.nvml_deadline_s, state, drivers)
     stopping = _stop_signals()

@@ -15,6 +15,7 @@ from pathlib import Path
 from kvwattd.guard.client import GuardClient
 from kvwattd.guard.config import ANY_MHZ
 from kvwattd.guard.protocol import Code, GuardError, Role
+from kvwattd.shortages import is_shortage
 
 _POLL_S = 0.05
 _STOP_TIMEOUT_S = 10.0
@@ -40,11 +41,16 @@ class SpawnedGuard:
         return await self._process.wait()
 
     async def answers(self, within_s: float) -> bool:
-        """Whether it does, to a connection of its own."""
+        """Whether it does, to a connection of its own.
+
+        Raises OSError where this process cannot make one: that says nothing of the guard.
+        """
         client = GuardClient(self.socket, timeout_s=within_s)
         try:
             await client.connect(Role.STATUS)
-        except GuardError:
+        except GuardError as error:
+            if is_shortage(cause := error.__cause__):
+                raise cause from None
             return False
         finally:
             await client.close()
@@ -55,12 +61,12 @@ class SpawnedGuard:
         if self.running:
             self._process.kill()
 
-    async def stop(self) -> int:
+    async def stop(self, within_s: float = _STOP_TIMEOUT_S) -> int:
         """Ask it to reset its clocks and end; its exit status. Killed when it does not answer."""
         if self.running:
             self._process.terminate()
         try:
-            async with asyncio.timeout(_STOP_TIMEOUT_S):
+            async with asyncio.timeout(within_s):
                 return await self._process.wait()
         except TimeoutError:
             self._process.kill()
