@@ -7,7 +7,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 python3-pip \
  && rm -rf /var/lib/apt/lists/*
 # Only what the guard imports; a test runs it from these files alone.
-COPY daemon/kvwattd/__init__.py daemon/kvwattd/logs.py daemon/kvwattd/sdnotify.py /opt/kvwatt/kvwattd/
+COPY daemon/kvwattd/__init__.py daemon/kvwattd/logs.py daemon/kvwattd/sdnotify.py daemon/kvwattd/shortages.py /opt/kvwatt/kvwattd/
 COPY daemon/kvwattd/guard /opt/kvwatt/kvwattd/guard
 COPY deploy/containers/guard_init.py deploy/containers/guard_health.py /opt/kvwatt/
 RUN pip install --no-cache-dir --no-deps --target /opt/kvwatt 'nvidia-ml-py>=12.560,<14' \
