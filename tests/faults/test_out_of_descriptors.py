@@ -35,6 +35,7 @@ def test_clients_that_cannot_be_taken_cost_one_line_each_process(stage: Stage) -
             stack.callback(give_descriptors, pid)
             take_descriptors(pid)
         waiting = _clients(stage, stack)
+        eventually(lambda: stage.said_since(before).count(SAID) >= len(pids), stage.daemon.log)
         time.sleep(TRIES_S)
         said = stage.said_since(before)
         assert said.count(SAID) == len(pids), said[-3000:]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -13,6 +15,8 @@ from kvwattd.guard.protocol import GuardError
 from kvwattd.guard.recorder import Recorder
 from kvwattd.guard.statefile import StateFile
 from kvwattd.holdbacks import QUIET_S, HoldBacks
+from kvwattd.shortages import QUIET_S as SHORT_QUIET_S
+from kvwattd.shortages import Shortages
 
 POWER_CAP, IDLE = 0x4, 0x1
 
@@ -48,3 +52,22 @@ async def test_a_record_that_cannot_be_written_is_told_once_and_tried_at_its_pac
     await recorder.persist(lambda: frozenset({"GPU-1"}))
     assert not recorder.needs_rewrite(loop.time() + 2.0)
     recorder.close()
+
+
+def test_connections_that_cannot_be_taken_are_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever else an event loop complains of is left to its own handler, and loses nothing."""
+    loop, shortages = Mock(spec=asyncio.AbstractEventLoop), Shortages()
+    short = {"message": "accept", "exception": OSError(errno.EMFILE, "none left"), "socket": object()}
+    for now_s in (0.0, 1.0, SHORT_QUIET_S - 1.0, SHORT_QUIET_S):
+        loop.time.return_value = now_s
+        shortages(loop, short)
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 2
+    others: list[dict[str, object]] = [
+        {"message": "a task failed", "exception": OSError(errno.EMFILE, "none left")},
+        {"message": "accept", "exception": OSError(errno.EBADF, "closed"), "socket": object()},
+        {"message": "no exception at all"},
+    ]
+    for context in others:
+        shortages(loop, context)
+    assert [call.args[0] for call in loop.default_exception_handler.call_args_list] == others
+    assert len(caplog.records) == 2
